@@ -1,0 +1,1 @@
+"""What an adapter is: its tasks, its bundle, where it is kept, how it runs."""

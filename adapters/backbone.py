@@ -1,0 +1,236 @@
+"""The frozen model that every adapter shares: what it is (`BackboneSpec`) and the loaded thing (`Backbone`).
+
+The canonical form is the causal model for decoders and the plain encoder (no pooler) for encoders; weight
+names in bundles are those of that form.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from adapters.errors import EnvironmentProblem, UnsupportedBackbone
+from adapters.packaged import PACKAGED, prepare_packaged
+from adapters.tensors import canonical_digest, file_digest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from adapters.runtime.pack import Pack
+
+Family = Literal["decoder", "encoder"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+# Models whose code passes extra keyword arguments down to the attention function, tested packed.
+PACKED_FAMILIES: dict[str, Family] = {
+    "llama": "decoder",
+    "qwen2": "decoder",
+    "qwen3": "decoder",
+    "bert": "encoder",
+}
+_NOT_ADAPTABLE = ("lm_head", "pooler")
+
+
+class BackboneSpec(BaseModel):
+    """What others must know of a backbone without loading it; kept in the registry.
+
+    ``modules`` maps each linear layer that adapters may target to its (input, output) sizes;
+    ``fingerprint`` is a SHA-256 over the source weights and the fields of the config that decide an answer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    folder: str
+    fingerprint: str
+    family: Family
+    model_type: str
+    hidden_size: int
+    max_tokens: int
+    modules: dict[str, tuple[int, int]]
+
+
+def find_backbone(source: str, home: Path) -> Path:
+    """Return the local folder of a backbone, preparing or fetching it once.
+
+    Args:
+        source: name of a packaged backbone, a folder, or a Hub id.
+        home: where prepared backbones are kept.
+
+    Raises:
+        EnvironmentProblem: nothing by that name can be had here.
+    """
+    if source in PACKAGED:
+        return prepare_packaged(source, home)
+    folder = Path(source).expanduser()
+    if (folder / "config.json").is_file():
+        return folder.resolve()
+    return _fetch_from_hub(source)
+
+
+def _fetch_from_hub(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except Exception as error:  # the Hub client has a dozen kinds, all of which mean the same to a user
+        raise EnvironmentProblem(
+            f"No backbone '{source}': it is no packaged backbone ({', '.join(PACKAGED)}), no folder "
+            f"with a config.json, and the Hub did not give it ({type(error).__name__}). "
+            "Name one of these with --backbone.",
+            param="backbone",
+        ) from error
+
+
+def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
+    """Return a backbone's spec from its folder, without loading its weights.
+
+    Raises:
+        UnsupportedBackbone: its architecture can't run packed yet.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    family = _family(config, name or folder.name)
+    with torch.device("meta"):
+        model = _model_class(family).from_config(config)
+    return BackboneSpec(
+        name=name or folder.name,
+        folder=str(folder),
+        fingerprint=_fingerprint(folder),
+        family=family,
+        model_type=config.model_type,
+        hidden_size=config.hidden_size,
+        max_tokens=config.max_position_embeddings,
+        modules={
+            path: (module.in_features, module.out_features)
+            for path, module in adaptable_modules(model).items()
+        },
+    )
+
+
+def _family(config: Any, name: str) -> Family:
+    if config.model_type not in PACKED_FAMILIES or getattr(config, "use_sliding_window", False):
+        raise UnsupportedBackbone(
+            f"Backbone '{name}' is of type '{config.model_type}', which can't be served yet. "
+            f"Types that can: {', '.join(PACKED_FAMILIES)} (without sliding windows).",
+            param="backbone",
+        )
+    return PACKED_FAMILIES[config.model_type]
+
+
+def _model_class(family: Family) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    return AutoModelForCausalLM if family == "decoder" else AutoModel
+
+
+def adaptable_modules(model: nn.Module) -> dict[str, Any]:
+    """Return the linear layers that adapters may target, by path: all but the language head and the pooler."""
+    from torch import nn
+
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not set(path.split(".")) & set(_NOT_ADAPTABLE)
+    }
+
+
+def _fingerprint(folder: Path) -> str:
+    import json
+
+    config = json.loads((folder / "config.json").read_text())
+    volatile = ("transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype")
+    weights = {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
+    if not weights:
+        raise UnsupportedBackbone(
+            f"Backbone folder '{folder.name}' holds no .safetensors file; pickled weights are not "
+            "read. Convert it with transformers' save_pretrained.",
+            param="backbone",
+        )
+    return canonical_digest([{k: v for k, v in config.items() if k not in volatile}, weights])
+
+
+class Backbone:
+    """A loaded, frozen backbone that runs packs of rows.
+
+    Attributes:
+        model: the canonical form, in eval mode; its linear layers are what adapters target.
+    """
+
+    def __init__(self, spec: BackboneSpec, model: nn.Module) -> None:
+        self.spec = spec
+        self.model = model
+        self._base: Any = model.model if spec.family == "decoder" else model
+        first = next(model.parameters())
+        self.dtype: torch.dtype = first.dtype
+        self.device: torch.device = first.device
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    def hidden_states(self, token_ids_T: Tensor, pack: Pack) -> Tensor:
+        """Return the last layer's hidden states ``[T, hidden_size]`` of a pack, in the backbone's dtype."""
+        extra = {"use_cache": False} if self.spec.family == "decoder" else {}
+        out = self._base(
+            input_ids=token_ids_T[None], position_ids=pack.positions_T[None], pack=pack, **extra
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def next_token_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return fp32 logits ``[N, vocabulary]`` of the backbone's own language head."""
+        logits: Tensor = self.model.lm_head(hidden_ND)  # type: ignore[operator]
+        return logits.float()
+
+
+def load_backbone(
+    spec: BackboneSpec, dtype: DtypeName = "auto", device: str = "cpu"
+) -> Backbone:
+    """Load a backbone's weights, frozen, for packed attention."""
+    import torch
+
+    from adapters.runtime.attention import PACKED
+
+    chosen = fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    extra = {"add_pooling_layer": False} if spec.model_type == "bert" else {}
+    model = _model_class(spec.family).from_pretrained(
+        spec.folder, dtype=chosen, attn_implementation=PACKED, **extra
+    )
+    model.requires_grad_(False)
+    return Backbone(spec, model.to(device).eval())
+
+
+@functools.cache
+def fastest_dtype(device: str = "cpu") -> torch.dtype:
+    """Return the faster of fp32 and bf16 for matrix products on this device, by trying both.
+
+    On CPUs "has AVX512-BF16" does not tell: one machine with it ran bf16 at 4.3 times the fp32 rate,
+    another (Emerald Rapids with AMX hidden) at 0.55 times.
+    """
+    import torch
+
+    if device != "cpu":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    rate = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return min(rate, key=lambda dtype: rate[dtype])
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    import torch
+
+    x, weight = torch.randn(256, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        best = min(best, time.perf_counter() - begin)
+    return best

@@ -1,0 +1,1 @@
+"""Where bundles are kept by name: adapters, versions, aliases and their blobs."""

@@ -1,0 +1,97 @@
+"""Attention over a pack, as a function that transformers calls in place of its own.
+
+transformers hands a registered attention function whatever extra keyword arguments the model was called
+with, so `Pack` arrives here untouched. It builds no mask for an implementation it does not know
+(`masking_utils._preprocess_mask_arguments`), which is what packing needs.
+
+Shape letters: T tokens of the pack, H query heads, K key-value heads, D head size, B rows, L longest row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from adapters.runtime.pack import Group, Pack
+
+PACKED = "headstock_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1KTD: Tensor,
+    value_1KTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    pack: Pack,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Return ``[1, T, H, D]``: each token attends to its own row only, and to that row's past in the cache."""
+    query, key, value = query_1HTD[0], key_1KTD[0], value_1KTD[0]
+    parts = []
+    if pack.cache is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        pack.cache.write(layer, key, value)
+        if pack.num_decoding:
+            parts.append(_attend_to_past(query[:, : pack.num_decoding], pack, layer, scaling))
+    causal = bool(getattr(module, "is_causal", True))
+    for group in pack.groups:
+        parts.append(_attend_group(query, key, value, group, causal, scaling, dropout))
+    return torch.cat(parts)[None], None
+
+
+def _attend_to_past(query_HBD: Tensor, pack: Pack, layer: int, scaling: float | None) -> Tensor:
+    assert pack.cache is not None
+    key_BKLD, value_BKLD = pack.cache.read(layer)
+    query_BHD = query_HBD.transpose(0, 1)
+    num_rows, num_heads, size = query_BHD.shape
+    # One query a row: the heads that share a key-value head become its queries, and nothing is repeated.
+    grouped = query_BHD.reshape(num_rows, key_BKLD.shape[1], -1, size)
+    out = scaled_dot_product_attention(
+        grouped, key_BKLD, value_BKLD, attn_mask=pack.cache.mask_B11L, scale=scaling
+    )
+    return out.reshape(num_rows, num_heads, size)
+
+
+def _attend_group(
+    query_HTD: Tensor,
+    key_KTD: Tensor,
+    value_KTD: Tensor,
+    group: Group,
+    causal: bool,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    query, key, value = (
+        _pad(x[:, group.start : group.stop], group) for x in (query_HTD, key_KTD, value_KTD)
+    )
+    # Padding stands at a row's end, so under a causal mask no real token can see it.
+    out_BHLD = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if causal else group.mask_B11L,
+        is_causal=causal,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    out_NHD = out_BHLD.transpose(1, 2).flatten(0, 1)
+    return out_NHD if group.keep_N is None else out_NHD.index_select(0, group.keep_N)
+
+
+def _pad(x_HND: Tensor, group: Group) -> Tensor:
+    """Return ``[B, H, L, D]``, the group's rows side by side."""
+    if group.gather_BL is not None:
+        x_HND = x_HND.index_select(1, group.gather_BL.flatten())
+    return x_HND.unflatten(1, (group.num_rows, -1)).transpose(0, 1)
+
+
+AttentionInterface.register(PACKED, packed_attention)

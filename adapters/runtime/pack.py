@@ -1,0 +1,114 @@
+"""How rows of different length share one pass: laid end to end, padded only inside attention.
+
+Shape letters: T tokens of all rows in the pack, B rows, L longest row of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from adapters.runtime.cache import CacheView
+
+# Attention pads each group to its longest row; a row up to this much longer than the shortest may join.
+GROUP_SPREAD = 1.5
+GROUP_FLOOR = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Neighbouring rows of similar length, which attention takes as one padded batch.
+
+    ``gather_BL`` holds, for each cell of the padded batch, a token of the pack (padding repeats the
+    row's first token); ``keep_N`` the flat cells that are real; ``mask_B11L`` which keys are real.
+    All three are None when the rows have one length and nothing is padded.
+    """
+
+    start: int
+    stop: int
+    num_rows: int
+    gather_BL: Tensor | None = None
+    keep_N: Tensor | None = None
+    mask_B11L: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Everything attention must know about the rows of one pass.
+
+    Decoding rows come first, one token each; they read the past from ``cache``. Then come the rows
+    that start here, shortest first, in ``groups``. ``bounds`` are the rows' token borders.
+    """
+
+    bounds: Tensor
+    positions_T: Tensor
+    groups: tuple[Group, ...]
+    num_decoding: int = 0
+    cache: CacheView | None = field(default=None)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.positions_T.shape[0])
+
+    def last_tokens(self) -> Tensor:
+        """Return the index of each row's last token, int64, in row order."""
+        return self.bounds[1:] - 1
+
+
+def pack_rows(
+    lengths: Sequence[int],
+    past: Sequence[int] = (),
+    cache: CacheView | None = None,
+    device: torch.device | str = "cpu",
+) -> Pack:
+    """Lay out one pass: a token for each of the ``past`` rows, then new rows of the given ``lengths``.
+
+    Args:
+        lengths: tokens of each new row, in ascending order.
+        past: tokens already in the cache, for each decoding row.
+    """
+    assert list(lengths) == sorted(lengths), "new rows go shortest first, so that groups are slices"
+    num_decoding = len(past)
+    sizes = [1] * num_decoding + list(lengths)
+    bounds = torch.zeros(len(sizes) + 1, dtype=torch.long)
+    torch.cumsum(torch.tensor(sizes, dtype=torch.long), 0, out=bounds[1:])
+    positions = [torch.tensor(past, dtype=torch.long)] if past else []
+    positions += [torch.arange(length) for length in lengths]
+    return Pack(
+        bounds=bounds.to(device),
+        positions_T=torch.cat(positions).to(device),
+        groups=tuple(_groups(lengths, start=num_decoding, device=device)),
+        num_decoding=num_decoding,
+        cache=cache,
+    )
+
+
+def _groups(lengths: Sequence[int], start: int, device: torch.device | str) -> list[Group]:
+    groups, first, token = [], 0, start
+    for i in range(1, len(lengths) + 1):
+        limit = max(GROUP_FLOOR, GROUP_SPREAD * lengths[first])
+        if i == len(lengths) or lengths[i] > limit:
+            groups.append(_group(lengths[first:i], token, device))
+            token, first = groups[-1].stop, i
+    return groups
+
+
+def _group(lengths: Sequence[int], start: int, device: torch.device | str) -> Group:
+    num_rows, longest, total = len(lengths), max(lengths), sum(lengths)
+    if total == num_rows * longest:
+        return Group(start, start + total, num_rows)
+    length_B1 = torch.tensor(lengths)[:, None]
+    first_B1 = torch.cumsum(length_B1, 0) - length_B1
+    step_1L = torch.arange(longest)[None, :]
+    real_BL = step_1L < length_B1
+    return Group(
+        start,
+        start + total,
+        num_rows,
+        gather_BL=(first_B1 + step_1L * real_BL).to(device),
+        keep_N=real_BL.flatten().nonzero().flatten().to(device),
+        mask_B11L=real_BL[:, None, None, :].to(device),
+    )

@@ -1,0 +1,209 @@
+"""What training, evaluation and serving must agree on for one kind of prediction: the text side, free of torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.errors import TextTooLong
+from adapters.tokenizer import Tokenizer, Tokens
+
+
+class Strict(BaseModel):
+    """A pydantic model that refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TaskOptions(Strict):
+    """What a bundle stores about its task; each task adds its own fields."""
+
+    max_tokens: int | None = Field(
+        None, ge=8, description="Longest prompt in tokens; the backbone's own limit if not set."
+    )
+
+
+class TaskParameters(Strict):
+    """What one request may ask for; each task adds its own fields."""
+
+    truncate: bool = Field(False, description="Cut a text that is too long, instead of refusing it.")
+
+
+class HeadSpec(Strict):
+    """How to build a head: ``sequence`` gives one vector a row, ``token`` one a token."""
+
+    kind: Literal["sequence", "token"]
+    outputs: int = Field(ge=1)
+    pooling: Literal["first", "last", "mean"] = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One request as the engine takes it, with what `Task.postprocess` needs to read the answer.
+
+    ``read`` is the range of tokens that the answer can lie in, ``offsets`` their places in the source
+    text, [start, end) in code points.
+    """
+
+    token_ids: list[int]
+    truncated: bool = False
+    read: tuple[int, int] = (0, 0)
+    offsets: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One training row: tokens, and the labels its loss compares with.
+
+    ``labels`` are a class index, a start and an end token, or the completion's token ids (which then
+    also end ``token_ids``).
+    """
+
+    token_ids: list[int]
+    labels: list[int]
+    read: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How to generate: greedy, up to ``max_new_tokens``, ending at one of ``end_ids``."""
+
+    max_new_tokens: int
+    end_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutput:
+    """What the engine gives back for a row: fp32 logits of the head, or generated token ids."""
+
+    logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    token_ids: tuple[int, ...] = ()
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+RequestT = TypeVar("RequestT", bound=BaseModel)
+TargetT = TypeVar("TargetT", bound=BaseModel)
+OptionsT = TypeVar("OptionsT", bound=TaskOptions)
+ParametersT = TypeVar("ParametersT", bound=TaskParameters)
+
+
+class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
+    """One kind of prediction, set up with the options that a bundle stores."""
+
+    name: ClassVar[str]
+    primary_metric: ClassVar[str]
+    Options: ClassVar[type[BaseModel]]
+    Request: ClassVar[type[BaseModel]]
+    Target: ClassVar[type[BaseModel]]
+    Parameters: ClassVar[type[BaseModel]]
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
+
+    @classmethod
+    def options_from(cls, given: dict[str, Any], targets: Sequence[TargetT]) -> dict[str, Any]:
+        """Return the options for training on these targets, such as the labels that occur in them."""
+        return given
+
+    @abstractmethod
+    def head(self, family: str) -> HeadSpec | None:
+        """Return the head this task needs on a backbone family, or None for the backbone's language head."""
+
+    @abstractmethod
+    def encode(
+        self, tokenizer: Tokenizer, request: RequestT, parameters: ParametersT, max_tokens: int
+    ) -> Encoded:
+        """Turn a request into tokens, the same way with and without a target.
+
+        Raises:
+            TextTooLong: more than ``max_tokens``, and ``parameters.truncate`` is off.
+        """
+
+    @abstractmethod
+    def label(self, tokenizer: Tokenizer, encoded: Encoded, target: TargetT) -> Labelled:
+        """Add the target to an encoded request.
+
+        Raises:
+            InvalidData: the target does not fit the request.
+        """
+
+    def generation(self, tokenizer: Tokenizer, parameters: ParametersT) -> Generation | None:
+        """Return how to generate, or None for a task that takes one pass."""
+        return None
+
+    @abstractmethod
+    def postprocess(
+        self, tokenizer: Tokenizer, request: RequestT, encoded: Encoded, output: RowOutput
+    ) -> dict[str, Any]:
+        """Return the answer as DESIGN section 5 words it."""
+
+    @abstractmethod
+    def score(
+        self, predictions: Sequence[dict[str, Any]], targets: Sequence[TargetT]
+    ) -> dict[str, float]:
+        """Return the task's metrics, 0 to 1, among them ``primary_metric``."""
+
+    def baselines(
+        self, requests: Sequence[RequestT], targets: Sequence[TargetT]
+    ) -> dict[str, dict[str, float]]:
+        """Return the metrics of answers that take no model, by name of the baseline."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A whole prompt and where the text that may be cut stands in it, [start, stop) in code points."""
+
+    text: str
+    start: int
+    stop: int
+    add_special: bool = True
+
+
+def fit_prompt(
+    tokenizer: Tokenizer,
+    render: Callable[[str], Prompt],
+    text: str,
+    max_tokens: int,
+    *,
+    truncate: bool,
+    param: str,
+) -> tuple[Prompt, Tokens, bool]:
+    """Return prompt, tokens, and whether the end of ``text`` was cut to keep within ``max_tokens``.
+
+    What surrounds the text in the prompt always stays whole.
+
+    Raises:
+        TextTooLong: it does not fit, and either ``truncate`` is off or cutting the text can't help.
+    """
+    prompt = render(text)
+    tokens = tokenizer.encode(prompt.text, add_special=prompt.add_special)
+    num_tokens, truncated = len(tokens.ids), False
+    while len(tokens.ids) > max_tokens:
+        kept = _cut(prompt, tokens, max_tokens) if truncate else 0
+        if kept <= 0:
+            raise TextTooLong(
+                f"'{param}' makes a prompt of {num_tokens} tokens; at most {max_tokens} fit. "
+                "Shorten it" + (", or set parameters.truncate to true." if not truncate else "."),
+                param=param,
+            )
+        prompt, truncated = render(prompt.text[prompt.start : prompt.start + kept]), True
+        tokens = tokenizer.encode(prompt.text, add_special=prompt.add_special)
+    return prompt, tokens, truncated
+
+
+def _cut(prompt: Prompt, tokens: Tokens, max_tokens: int) -> int:
+    """Return how many code points of the text to keep so that ``max_tokens`` may suffice."""
+    if prompt.stop <= prompt.start:
+        return 0
+    last = tokens.last_before(prompt.stop)
+    first_dropped = last + 1 - (len(tokens.ids) - max_tokens)
+    if first_dropped <= tokens.first_after(prompt.start):
+        return 0
+    # At least one code point goes each time, so the loop that calls this ends.
+    return min(tokens.offsets[first_dropped][0], prompt.stop - 1) - prompt.start

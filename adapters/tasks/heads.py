@@ -1,0 +1,105 @@
+"""The tensor side of the tasks: heads and losses, used by the engine and the trainer alike.
+
+Shape letters: T tokens of a pack, B rows, D hidden size, O outputs of the head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from adapters.tasks.base import HeadSpec, Labelled
+
+
+class Head(nn.Module):
+    """A linear map from hidden states to logits, kept and applied in fp32 whatever the backbone's dtype."""
+
+    def __init__(self, spec: HeadSpec, hidden_size: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(spec.outputs, hidden_size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(spec.outputs, dtype=torch.float32))
+        nn.init.normal_(self.weight, std=0.02)
+
+
+class SequenceHead(Head):
+    """One vector of logits a row, from its first, last or mean hidden state."""
+
+    def forward(self, hidden_TD: Tensor, bounds: Tensor) -> Tensor:
+        """Return ``[B, O]``; ``bounds`` are the B + 1 token borders of the rows."""
+        return linear(self._pool(hidden_TD, bounds).float(), self.weight, self.bias)
+
+    def _pool(self, hidden_TD: Tensor, bounds: Tensor) -> Tensor:
+        if self.spec.pooling == "last":
+            return hidden_TD[bounds[1:] - 1]
+        if self.spec.pooling == "first":
+            return hidden_TD[bounds[:-1]]
+        lengths = bounds.diff()
+        owner_T = torch.repeat_interleave(torch.arange(len(lengths), device=bounds.device), lengths)
+        sums = hidden_TD.new_zeros(len(lengths), hidden_TD.shape[1], dtype=torch.float32)
+        return sums.index_add(0, owner_T, hidden_TD.float()) / lengths[:, None]
+
+
+class TokenHead(Head):
+    """One vector of logits a token."""
+
+    def forward(self, hidden_TD: Tensor, bounds: Tensor) -> Tensor:
+        """Return ``[T, O]``."""
+        return linear(hidden_TD.float(), self.weight, self.bias)
+
+
+def build_head(spec: HeadSpec, hidden_size: int) -> Head:
+    """Return a new head with small random weights (normal, std 0.02) and a zero bias."""
+    kinds: dict[str, type[Head]] = {"sequence": SequenceHead, "token": TokenHead}
+    return kinds[spec.kind](spec, hidden_size)
+
+
+def row_loss(
+    head: Head | None,
+    language_head: Callable[[Tensor], Tensor],
+    hidden_TD: Tensor,
+    bounds: Tensor,
+    rows: Sequence[Labelled],
+) -> tuple[Tensor, int]:
+    """Return the summed loss of a pack's rows and the number of labels in the sum.
+
+    Cross entropy of the class, of the start and end token among the readable ones, or of each
+    completion token; logits are made only where a label is.
+    """
+    if head is None:
+        return _completion_loss(language_head, hidden_TD, bounds, rows)
+    logits = head(hidden_TD, bounds)
+    if head.spec.kind == "sequence":
+        labels = torch.tensor([row.labels[0] for row in rows], device=logits.device)
+        return cross_entropy(logits, labels, reduction="sum"), len(rows)
+    return _span_loss(logits, bounds, rows), 2 * len(rows)
+
+
+def _span_loss(logits_T2: Tensor, bounds: Tensor, rows: Sequence[Labelled]) -> Tensor:
+    losses = []
+    for start, row in zip(bounds.tolist(), rows, strict=False):
+        first, stop = row.read
+        read_2N = logits_T2[start + first : start + stop].T
+        labels = torch.tensor(row.labels, device=logits_T2.device) - first
+        losses.append(cross_entropy(read_2N, labels, reduction="sum"))
+    return torch.stack(losses).sum()
+
+
+def _completion_loss(
+    language_head: Callable[[Tensor], Tensor],
+    hidden_TD: Tensor,
+    bounds: Tensor,
+    rows: Sequence[Labelled],
+) -> tuple[Tensor, int]:
+    # The token before each label predicts it.
+    places = [
+        torch.arange(end - len(row.labels) - 1, end - 1)
+        for end, row in zip(bounds[1:].tolist(), rows, strict=True)
+    ]
+    labels = torch.tensor([label for row in rows for label in row.labels])
+    logits_NV = language_head(hidden_TD[torch.cat(places).to(hidden_TD.device)])
+    loss = cross_entropy(logits_NV, labels.to(logits_NV.device), reduction="sum")
+    return loss, len(labels)

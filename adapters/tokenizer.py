@@ -1,0 +1,77 @@
+"""The backbone's tokenizer, cut down to what tasks need: ids with offsets, chat prompts, text from ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.tensors import canonical_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids and, for each, where in the text it comes from: [start, end) in code points.
+
+    Tokens that the tokenizer adds by itself, such as ``[CLS]``, have the empty offset (0, 0).
+    """
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def first_after(self, position: int) -> int:
+        """Return the index of the first token that reaches beyond a position of the text."""
+        return next(i for i, (_, end) in enumerate(self.offsets) if end > position)
+
+    def last_before(self, position: int) -> int:
+        """Return the index of the last token of the text that begins before a position."""
+        ends = range(len(self.offsets) - 1, -1, -1)
+        return next(i for i in ends if self.offsets[i][0] < position and self.offsets[i][1] > 0)
+
+
+class Tokenizer:
+    """A fast Hugging Face tokenizer that never pads or cuts on its own."""
+
+    def __init__(self, inner: Any, end_ids: Sequence[int]) -> None:
+        # MiniLM's tokenizer.json carries a truncation to 128 tokens that would cut texts silently.
+        inner.backend_tokenizer.no_truncation()
+        inner.backend_tokenizer.no_padding()
+        inner.model_max_length = int(1e9)  # lengths are checked by the tasks; no warnings beside that
+        self._inner = inner
+        self.end_ids = tuple(end_ids)
+
+    def encode(self, text: str, *, add_special: bool = True) -> Tokens:
+        out = self._inner(text, add_special_tokens=add_special, return_offsets_mapping=True)
+        return Tokens(list(out["input_ids"]), [tuple(pair) for pair in out["offset_mapping"]])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._inner.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    @property
+    def has_chat(self) -> bool:
+        return bool(self._inner.chat_template)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """Return the prompt for an assistant's next turn, special tokens spelled out."""
+        text: str = self._inner.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of everything that decides how text becomes ids."""
+        return canonical_digest([self._inner.backend_tokenizer.to_str(), self._inner.chat_template])
+
+
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """Load a backbone's tokenizer, with the ids that end a generated text."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    inner = AutoTokenizer.from_pretrained(folder)
+    ends = {inner.eos_token_id}
+    if (Path(folder) / "generation_config.json").is_file():
+        configured = GenerationConfig.from_pretrained(folder).eos_token_id
+        ends |= set(configured if isinstance(configured, list) else [configured])
+    return Tokenizer(inner, sorted(end for end in ends if end is not None))

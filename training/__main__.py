@@ -1,0 +1,83 @@
+"""``python -m training run.json --out FOLDER``: one run, started by a person, a worker or a container alike."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from adapters.errors import EnvironmentProblem, HeadstockError, InvalidRequest
+from adapters.home import default_home
+from adapters.validation import first_problem
+from training.contract import (
+    CONFIG_NAME,
+    EVENTS_NAME,
+    RESULT_NAME,
+    EventKind,
+    ExitCode,
+    RunConfig,
+)
+from training.events import EventLog
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("config", type=Path, help="the run's JSON file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for events and bundle")
+    parser.add_argument("--home", type=Path, default=default_home(), help="folder of backbones")
+    options = parser.parse_args(arguments)
+    try:
+        config = _read_config(options.config)
+        log = _open_log(options.out, config)
+    except HeadstockError as error:
+        print(f"Error: {error.message}", file=sys.stderr)
+        return ExitCode.BAD_INPUT
+    return _execute(config, options.out, options.home, log)
+
+
+def _read_config(path: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate_json(path.read_text())
+    except OSError as error:
+        raise InvalidRequest(f"Can't read '{path}': {error.strerror}.") from error
+    except ValidationError as error:
+        raise InvalidRequest(f"'{path.name}': {first_problem(error)[0]}") from error
+
+
+def _open_log(out: Path, config: RunConfig) -> EventLog:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / CONFIG_NAME).write_text(config.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise EnvironmentProblem(f"Can't write to '{out}': {error.strerror}.") from error
+    return EventLog(out / EVENTS_NAME)
+
+
+def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
+    log.emit(EventKind.STARTED, f"{config.action} {config.task}", pid=os.getpid())
+    try:
+        from training.run import Run  # torch, transformers and peft load only now
+        from training.trainer import Paused
+
+        try:
+            result = Run(config, out, home, log).execute()
+        except Paused:
+            log.emit(EventKind.PAUSED, "Stopped with a checkpoint; run the same command to go on.")
+            return ExitCode.PAUSED
+    except HeadstockError as error:
+        log.emit(EventKind.FAILED, error.message, code=error.code, param=error.param)
+        print(f"Error: {error.message}", file=sys.stderr)
+        return ExitCode.BAD_INPUT
+    except Exception as error:
+        log.emit(EventKind.FAILED, f"{type(error).__name__}: {error}", code="internal")
+        raise
+    (out / RESULT_NAME).write_text(result.model_dump_json(indent=2) + "\n")
+    log.emit(EventKind.FINISHED, "Finished", result=result.model_dump())
+    return ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

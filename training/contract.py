@@ -1,0 +1,126 @@
+"""All that crosses the border between a training run and whoever started it.
+
+``python -m training run.json --out FOLDER`` reads a `RunConfig`, writes ``events.jsonl`` (one `Event` a line),
+``bundle/`` and ``result.json`` into the folder, and ends with an `ExitCode`. SIGTERM means: save a checkpoint
+and stop; the same command then goes on from there. Free of torch, so that the service may import it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.backbone import DtypeName
+from adapters.packaged import DEFAULT_BACKBONE
+
+CONFIG_NAME = "run.json"
+EVENTS_NAME = "events.jsonl"
+RESULT_NAME = "result.json"
+BUNDLE_NAME = "bundle"
+PREDICTIONS_NAME = "predictions.jsonl"
+
+
+class ExitCode(IntEnum):
+    """How a run ended; the process exits with it."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_INPUT = 2  # the config or the data is at fault: running it again can't help
+    PAUSED = 3  # stopped by SIGTERM, with a checkpoint
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DataSettings(Strict):
+    """Files of examples: JSONL or CSV, any fsspec URL."""
+
+    train: str | None = Field(None, description="Rows to train on.")
+    test: str | None = Field(None, description="Rows to report on; never trained on.")
+    max_row_tokens: int | None = Field(
+        None, ge=8, description="Leave longer rows out of training; testing takes them all."
+    )
+    max_test_rows: int | None = Field(None, ge=1, description="Test on the first rows only.")
+
+
+class LoraSettings(Strict):
+    """The low-rank update."""
+
+    rank: int = Field(8, ge=1, le=512)
+    alpha: float = Field(16.0, gt=0, description="Strength; the update is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Last parts of the module names to adapt."
+    )
+    last_layers: int | None = Field(
+        None, ge=1, description="Adapt only the last layers; faster, somewhat less accurate."
+    )
+
+
+class FitSettings(Strict):
+    """The optimisation."""
+
+    epochs: int = Field(1, ge=1)
+    max_tokens: int | None = Field(None, ge=1, description="Stop after this many tokens.")
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of steps with a rising rate.")
+    batch_tokens: int = Field(512, ge=16, description="Tokens a step.")
+    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
+    checkpoint_seconds: float = Field(120.0, gt=0, description="Time between checkpoints.")
+
+
+class RunConfig(Strict):
+    """What to train, or (``action`` evaluate) which bundle to test."""
+
+    action: Literal["train", "evaluate"] = "train"
+    task: str = Field(description="The task's Hub name, such as text-classification.")
+    options: dict[str, Any] = Field(default_factory=dict, description="The task's options.")
+    backbone: str = Field(DEFAULT_BACKBONE, description="Packaged name, folder, or Hub id.")
+    dtype: DtypeName = "auto"
+    data: DataSettings
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    fit: FitSettings = Field(default_factory=FitSettings)
+    parent: str | None = Field(None, description="Folder of a bundle to go on from.")
+    bundle: str | None = Field(None, description="Folder of the bundle to evaluate.")
+    evaluate_untrained: bool = Field(False, description="Also test before training.")
+
+
+class EventKind(StrEnum):
+    STARTED = "started"
+    STAGE = "stage"  # a named part of the run begins
+    PROGRESS = "progress"  # data: stage, done, total, eta_seconds, …
+    WARNING = "warning"
+    METRICS = "metrics"  # data: of, split, metrics
+    FINISHED = "finished"  # data: the run's result
+    PAUSED = "paused"
+    FAILED = "failed"  # message: the reason
+
+
+class Event(Strict):
+    """One line of ``events.jsonl``; numbers rise by one, also across a resumed run."""
+
+    number: int
+    time: float = Field(description="Seconds since 1970.")
+    kind: EventKind
+    message: str
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunResult(Strict):
+    """``result.json``: what a finished run made and measured."""
+
+    task: str
+    primary_metric: str
+    digest: str | None = None
+    metrics: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="By whose: before, after, and each baseline."
+    )
+    num_train_rows: int = 0
+    num_test_rows: int = 0
+    num_tokens: int = 0
+    seconds: dict[str, float] = Field(default_factory=dict)

@@ -1,0 +1,65 @@
+"""The data gate: what would make a training run fail or mislead, found before any of it is run. Free of torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from adapters.errors import InvalidData
+from adapters.tasks.text_classification import ClassificationTarget
+from training.data import Example
+
+MIN_ROWS = 8  # fewer than the smallest batch that teaches anything
+
+
+def check_examples(
+    train: Sequence[Example], test: Sequence[Example] = (), *, min_rows: int = MIN_ROWS
+) -> list[str]:
+    """Return warnings about a data set.
+
+    Raises:
+        InvalidData: training on it can't work: too few rows, or one class only.
+    """
+    if len(train) < min_rows:
+        raise InvalidData(
+            f"The training file has '{len(train)}' rows; a run needs at least {min_rows}, one batch. "
+            "Add examples.",
+            param="data.train",
+        )
+    warnings = _label_warnings(train, test)
+    repeated = len(train) - len({_key(example) for example in train})
+    if repeated:
+        warnings.append(f"{repeated} training rows repeat another one's input.")
+    leaked = len({_key(example) for example in train} & {_key(example) for example in test})
+    if leaked:
+        warnings.append(f"{leaked} test rows stand in the training file: the test is too easy.")
+    return warnings
+
+
+def _label_warnings(train: Sequence[Example], test: Sequence[Example]) -> list[str]:
+    counts = Counter(_labels(train))
+    if not counts:
+        return []
+    if len(counts) == 1:
+        only = next(iter(counts))
+        raise InvalidData(
+            f"Every training row has the label '{only}'; there is nothing to tell apart. Add rows of "
+            "at least one other label.",
+            param="data.train",
+        )
+    unseen = sorted(set(_labels(test)) - set(counts))
+    if unseen:
+        raise InvalidData(
+            f"Test label '{unseen[0]}' is in no training row. Known: {', '.join(sorted(counts)[:8])}.",
+            param="data.test",
+        )
+    rare = [label for label, count in counts.items() if count < 5]
+    return [f"Label '{label}' has only {counts[label]} training rows." for label in rare[:10]]
+
+
+def _labels(examples: Sequence[Example]) -> list[str]:
+    return [e.target.label for e in examples if isinstance(e.target, ClassificationTarget)]
+
+
+def _key(example: Example) -> str:
+    return example.request.model_dump_json()

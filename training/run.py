@@ -1,0 +1,288 @@
+"""One run from config to sealed bundle: data, gate, fit, evaluation."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.backbone import Backbone, describe_backbone, find_backbone, load_backbone
+from adapters.bundle import load_bundle
+from adapters.errors import InvalidData, InvalidRequest, TextTooLong
+from adapters.tasks.base import Labelled
+from adapters.tasks.catalog import AnyTask, get_task, task_class
+from adapters.tokenizer import Tokenizer, load_tokenizer
+from training.batches import make_batches
+from training.contract import (
+    BUNDLE_NAME,
+    PREDICTIONS_NAME,
+    EventKind,
+    RunConfig,
+    RunResult,
+)
+from training.data import Example, fingerprint, load_examples
+from training.evaluation import Prediction, predict
+from training.events import EventLog
+from training.export import (
+    check_parent,
+    load_weights,
+    lora_settings_of,
+    seal,
+    write_weights,
+)
+from training.gate import check_examples
+from training.trainer import Trainee, build_trainee, fit
+
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    train: list[Example]
+    test: list[Example]
+
+    def fingerprints(self) -> dict[str, str]:
+        parts = {"train": self.train, "test": self.test}
+        return {name: fingerprint(rows) for name, rows in parts.items() if rows}
+
+
+class Run:
+    """A run in progress: what its steps share.
+
+    Args:
+        out: the run's own folder; checkpoint, bundle and predictions go there.
+        home: where prepared backbones are kept.
+    """
+
+    def __init__(self, config: RunConfig, out: Path, home: Path, log: EventLog) -> None:
+        self.config = config
+        self.out = out
+        self.log = log
+        self.home = home
+        self._stop = False
+
+    def execute(self) -> RunResult:
+        """Do what the config says, and return what came of it.
+
+        Raises:
+            Paused: SIGTERM came; a checkpoint is saved.
+            HeadstockError: the config, the data or a bundle is at fault.
+        """
+        cls = task_class(self.config.task)
+        with self.log.stage("data", "Reading the data"):
+            examples = self._read(cls)
+        with self.log.stage("backbone", f"Loading backbone {self.config.backbone}"):
+            folder = find_backbone(self.config.backbone, self.home)
+            spec = describe_backbone(folder, self.config.backbone)
+            backbone = load_backbone(spec, self.config.dtype)
+            tokenizer = load_tokenizer(folder)
+        if self.config.action == "evaluate":
+            return self._evaluate_bundle(backbone, tokenizer, examples.test)
+        return self._train(cls, backbone, tokenizer, examples)
+
+    def pause(self, *_: object) -> None:
+        """Ask the run to save a checkpoint and stop after the step it is in."""
+        self._stop = True
+
+    def _read(self, cls: type[AnyTask]) -> Examples:
+        data = self.config.data
+        wants_train = self.config.action == "train"
+        if wants_train and not data.train:
+            raise InvalidRequest("No training file. Set data.train.", param="data.train")
+        if not wants_train and not (data.test and self.config.bundle):
+            raise InvalidRequest("To evaluate, set data.test and bundle.", param="bundle")
+        train = load_examples(data.train, cls) if wants_train and data.train else []
+        test = load_examples(data.test, cls)[: data.max_test_rows] if data.test else []
+        if wants_train:
+            for warning in check_examples(train, test):
+                self.log.emit(EventKind.WARNING, warning)
+        return Examples(train, test)
+
+    def _evaluate_bundle(
+        self, backbone: Backbone, tokenizer: Tokenizer, test: list[Example]
+    ) -> RunResult:
+        folder = Path(str(self.config.bundle))
+        bundle = load_bundle(folder, backbone.spec)
+        task = bundle.task()
+        if task.name != self.config.task:
+            raise InvalidRequest(
+                f"The bundle is a '{task.name}' adapter, not '{self.config.task}'.", param="task"
+            )
+        metrics = self._test("after", task, backbone, tokenizer, folder, test)
+        metrics |= _baselines(task, test)
+        return RunResult(
+            task=task.name,
+            primary_metric=task.primary_metric,
+            digest=bundle.digest,
+            metrics=metrics,
+            num_test_rows=len(test),
+            seconds=self.log.seconds,
+        )
+
+    def _train(
+        self, cls: type[AnyTask], backbone: Backbone, tokenizer: Tokenizer, examples: Examples
+    ) -> RunResult:
+        task, parent = self._task(cls, backbone, examples)
+        rows = self._encode(task, tokenizer, backbone, examples.train)
+        metrics: Metrics = {}
+        if examples.test and self.config.evaluate_untrained:
+            metrics |= self._test_untrained(task, backbone, tokenizer, examples)
+        trainee = self._build(task, backbone)
+        num_tokens = self._fit(trainee, rows)
+        folder = self.out / BUNDLE_NAME
+        write_weights(trainee, folder)
+        trainee.release()
+
+        def sealed(found: Metrics) -> str:
+            return seal(
+                folder,
+                task=task,
+                spec=backbone.spec,
+                tokenizer=tokenizer,
+                metrics=found,
+                data=examples.fingerprints(),
+                seed=self.config.fit.seed,
+                parent=parent,
+            ).digest
+
+        # Sealed twice: the engine that tests it takes sealed bundles only, and metrics are not in the digest.
+        sealed(metrics)
+        if examples.test:
+            metrics |= self._test("after", task, backbone, tokenizer, folder, examples.test)
+            metrics |= _baselines(task, examples.test)
+        return RunResult(
+            task=task.name,
+            primary_metric=task.primary_metric,
+            digest=sealed(metrics),
+            metrics=metrics,
+            num_train_rows=len(rows),
+            num_test_rows=len(examples.test),
+            num_tokens=num_tokens,
+            seconds=self.log.seconds,
+        )
+
+    def _task(
+        self, cls: type[AnyTask], backbone: Backbone, examples: Examples
+    ) -> tuple[AnyTask, str | None]:
+        if self.config.parent is None:
+            options = cls.options_from(self.config.options, [e.target for e in examples.train])
+            return get_task(self.config.task, options), None
+        manifest = check_parent(Path(self.config.parent), backbone.spec, self.config.task)
+        return get_task(manifest.task, manifest.options), manifest.digest
+
+    def _encode(
+        self,
+        task: AnyTask,
+        tokenizer: Tokenizer,
+        backbone: Backbone,
+        examples: Sequence[Example],
+    ) -> list[Labelled]:
+        """Return the rows to train on; those that are too long are left out, and counted."""
+        limit = self.config.data.max_row_tokens or backbone.spec.max_tokens
+        parameters = task.Parameters.model_validate({})
+        rows: list[Labelled] = []
+        for example in examples:
+            try:
+                encoded = task.encode(tokenizer, example.request, parameters, backbone.spec.max_tokens)
+                row = task.label(tokenizer, encoded, example.target)
+            except TextTooLong:
+                continue
+            except InvalidData as error:
+                raise InvalidData(f"Line {example.line}: {error.message}", param=error.param) from error
+            if len(row.token_ids) <= limit:
+                rows.append(row)
+        if not rows:
+            raise InvalidData(f"No training row has at most {limit} tokens.", param="data")
+        if len(rows) < len(examples):
+            left_out = len(examples) - len(rows)
+            self.log.emit(EventKind.WARNING, f"{left_out} rows of more than {limit} tokens left out.")
+        return rows
+
+    def _build(self, task: AnyTask, backbone: Backbone) -> Trainee:
+        lora, head = self.config.lora, task.head(backbone.spec.family)
+        if self.config.parent is None:
+            return build_trainee(backbone, lora, head, self.config.fit.seed)
+        folder = Path(self.config.parent)
+        trainee = build_trainee(backbone, lora_settings_of(folder), head, self.config.fit.seed)
+        load_weights(trainee, folder)
+        return trainee
+
+    def _fit(self, trainee: Trainee, rows: list[Labelled]) -> int:
+        settings = self.config.fit
+        batches = make_batches(
+            rows,
+            settings.batch_tokens,
+            seed=settings.seed,
+            epochs=settings.epochs,
+            max_tokens=settings.max_tokens,
+        )
+        progress = self.log.progress("fit", len(batches))
+        previous = signal.signal(signal.SIGTERM, self.pause)
+        try:
+            with self.log.stage("fit", f"Training on {len(rows)} rows, {len(batches)} steps"):
+                fit(
+                    trainee,
+                    batches,
+                    settings,
+                    checkpoint=self.out / "checkpoint.safetensors",
+                    should_pause=lambda: self._stop,
+                    on_step=lambda step, data: progress.update(step, **data),
+                )
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        return sum(len(row.token_ids) for batch in batches for row in batch)
+
+    def _test_untrained(
+        self, task: AnyTask, backbone: Backbone, tokenizer: Tokenizer, examples: Examples
+    ) -> Metrics:
+        """Test the start that training begins from: the bare backbone, or with a head that knows nothing yet."""
+        folder = None
+        if task.head(backbone.spec.family) is not None:
+            folder = self.out / "untrained"
+            trainee = self._build(task, backbone)
+            write_weights(trainee, folder)
+            trainee.release()
+            seal(
+                folder,
+                task=task,
+                spec=backbone.spec,
+                tokenizer=tokenizer,
+                metrics={},
+                data={},
+                seed=self.config.fit.seed,
+                parent=None,
+            )
+        return self._test("before", task, backbone, tokenizer, folder, examples.test)
+
+    def _test(
+        self,
+        whose: str,
+        task: AnyTask,
+        backbone: Backbone,
+        tokenizer: Tokenizer,
+        folder: Path | None,
+        test: list[Example],
+    ) -> Metrics:
+        progress = self.log.progress(f"test {whose}", len(test))
+        with self.log.stage(f"test {whose}", f"Testing on {len(test)} rows, {whose} training"):
+            answers = predict(backbone, task, tokenizer, folder, test, progress.update)
+        if whose == "after":
+            _write_predictions(self.out / PREDICTIONS_NAME, test, answers)
+        scores = task.score(answers, [example.target for example in test])
+        self.log.emit(EventKind.METRICS, f"{whose}: {scores}", of=whose, split="test", metrics=scores)
+        return {whose: scores}
+
+
+def _baselines(task: AnyTask, test: list[Example]) -> Metrics:
+    return task.baselines([e.request for e in test], [e.target for e in test])
+
+
+def _write_predictions(path: Path, test: list[Example], answers: list[Prediction]) -> None:
+    lines: list[dict[str, Any]] = [
+        {"line": e.line, **e.request.model_dump(), **e.target.model_dump(), "prediction": answer}
+        for e, answer in zip(test, answers, strict=True)
+    ]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -1,0 +1,174 @@
+"""Fits LoRA weights and a head on a frozen backbone: `Trainee` is what is fitted, `fit` the loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import Tensor, nn
+
+from adapters.backbone import Backbone
+from adapters.errors import InvalidRequest, PredictionFailed
+from adapters.runtime.pack import pack_rows
+from adapters.tasks.base import HeadSpec, Labelled
+from adapters.tasks.heads import Head, build_head, row_loss
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.contract import FitSettings, LoraSettings
+
+
+class Paused(Exception):
+    """The run was asked to stop, and has saved a checkpoint."""
+
+
+@dataclass(slots=True)
+class Trainee:
+    """A backbone with LoRA layers put in by peft, and a head of our own beside them.
+
+    Both are trained in fp32 whatever the backbone's dtype: AdamW in bf16 loses small updates.
+    """
+
+    backbone: Backbone
+    peft_model: PeftModel
+    head: Head | None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return what is trained, by name."""
+        named = {n: p for n, p in self.peft_model.named_parameters() if p.requires_grad}
+        if self.head is not None:
+            named.update({f"head.{n}": p for n, p in self.head.named_parameters()})
+        return named
+
+    def loss(self, rows: Sequence[Labelled]) -> tuple[Tensor, int]:
+        """Return a batch's summed loss and its number of labels; rows shortest first."""
+        device = self.backbone.device
+        pack = pack_rows([len(row.token_ids) for row in rows], device=device)
+        token_ids = torch.tensor([t for row in rows for t in row.token_ids], device=device)
+        hidden_TD = self.backbone.hidden_states(token_ids, pack)
+        language_head: Callable[[Tensor], Tensor] = self.backbone.next_token_logits
+        return row_loss(self.head, language_head, hidden_TD, pack.bounds, rows)
+
+    def lora_state(self) -> dict[str, Tensor]:
+        """Return the LoRA weights under the names that stock peft loads."""
+        return {k: v.detach().cpu() for k, v in get_peft_model_state_dict(self.peft_model).items()}
+
+    def release(self) -> None:
+        """Take the LoRA layers out again, so that the backbone is bare."""
+        self.peft_model.unload()
+        self.backbone.model.eval()
+
+
+def build_trainee(
+    backbone: Backbone, lora: LoraSettings, head: HeadSpec | None, seed: int
+) -> Trainee:
+    """Put fresh LoRA layers (B is zero: no change yet) into a backbone and make a fresh head.
+
+    Raises:
+        InvalidRequest: the settings name no module of this backbone.
+    """
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank,
+        # peft wants whole numbers in its annotations only; fractions work.
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target_modules(backbone, lora),
+    )
+    peft_model = get_peft_model(backbone.model, config)
+    module = build_head(head, backbone.spec.hidden_size) if head else None
+    return Trainee(backbone, peft_model, module.to(backbone.device) if module else None)
+
+
+def target_modules(backbone: Backbone, lora: LoraSettings) -> list[str]:
+    """Return full paths of the modules to adapt; full, for peft matches short names in surprising places."""
+    names = list(backbone.spec.modules)
+    if lora.last_layers is not None:
+        first = backbone.config.num_hidden_layers - lora.last_layers
+        names = [name for name in names if _layer_of(name) >= first]
+    if lora.target_modules != "all-linear":
+        wanted = tuple(lora.target_modules)
+        names = [n for n in names if n in wanted or n.endswith(tuple(f".{w}" for w in wanted))]
+    if not names:
+        ends = sorted({name.rpartition(".")[2] for name in backbone.spec.modules})
+        raise InvalidRequest(
+            f"target_modules '{lora.target_modules}' match no module of '{backbone.spec.name}'. "
+            f"Its modules end in: {', '.join(ends)}.",
+            param="lora.target_modules",
+        )
+    return names
+
+
+def _layer_of(path: str) -> int:
+    return next((int(part) for part in path.split(".") if part.isdigit()), -1)
+
+
+def fit(
+    trainee: Trainee,
+    batches: Sequence[Sequence[Labelled]],
+    settings: FitSettings,
+    *,
+    checkpoint: Path,
+    should_pause: Callable[[], bool],
+    on_step: Callable[[int, dict[str, Any]], None],
+) -> None:
+    """Train on the batches in order, going on from ``checkpoint`` if it is there.
+
+    AdamW with linear warm-up and decay. The loss of a step is the mean over its labels.
+
+    Raises:
+        Paused: ``should_pause`` said so; the state is in ``checkpoint``.
+        PredictionFailed: the loss is no longer finite.
+    """
+    accelerator = Accelerator(cpu=trainee.backbone.device.type == "cpu")
+    named = trainee.parameters()
+    optimizer = torch.optim.AdamW(
+        list(named.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    first = load_checkpoint(checkpoint, named, optimizer)
+    trainee.backbone.model.train()
+    saved = time.monotonic()
+    for step in range(first, len(batches)):
+        if should_pause() or time.monotonic() - saved > settings.checkpoint_seconds:
+            save_checkpoint(checkpoint, named, optimizer, step)
+            saved = time.monotonic()
+            if should_pause():
+                raise Paused
+        rate = learning_rate(step, len(batches), settings)
+        loss = _step(trainee, batches[step], optimizer, rate, accelerator, settings.max_grad_norm)
+        on_step(step + 1, {"loss": loss, "learning_rate": rate})
+    trainee.backbone.model.eval()
+
+
+def learning_rate(step: int, num_steps: int, settings: FitSettings) -> float:
+    """Return a step's rate: up to ``learning_rate`` over the warm-up, then linearly down to zero."""
+    warmup = max(1, round(settings.warmup_share * num_steps))
+    rising = min(1.0, (step + 1) / warmup)
+    return settings.learning_rate * min(rising, (num_steps - step) / num_steps)
+
+
+def _step(
+    trainee: Trainee,
+    batch: Sequence[Labelled],
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    accelerator: Accelerator,
+    max_grad_norm: float,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    total, num_labels = trainee.loss(batch)
+    loss = total / num_labels
+    if not bool(loss.isfinite()):
+        raise PredictionFailed(
+            f"The loss became '{loss.item()}'. Lower fit.learning_rate ({rate:.2g} at this step)."
+        )
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(trainee.parameters().values(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.item())

@@ -10,6 +10,7 @@ HeadstockError
 │   └── BackboneMismatch      a bundle was made for another backbone
 ├── UnsupportedBackbone       a model that Headstock can't run yet
 ├── PredictionFailed          a row that ran and gave no usable numbers
+├── TooLarge                  more bytes than are taken
 ├── Overloaded                the queue is full; try again later
 ├── Unavailable               the engine is not there to answer
 └── EnvironmentProblem        a port in use, a folder that can't be written, a missing package
@@ -76,6 +77,10 @@ class UnsupportedBackbone(HeadstockError):
 
 class PredictionFailed(HeadstockError):
     code = "prediction_failed"
+
+
+class TooLarge(HeadstockError):
+    code = "too_large"
 
 
 class Overloaded(HeadstockError):

@@ -1,0 +1,308 @@
+"""The command line. Nothing heavy is imported at the top, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapters.errors import HeadstockError, InvalidRequest
+
+if TYPE_CHECKING:
+    from adapters.registry.registry import Registry
+    from service.settings import Settings
+    from training.contract import RunConfig, RunResult
+
+app = typer.Typer(
+    help="One frozen backbone, every task: train, keep and serve LoRA adapters with task heads.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+backbone_app = typer.Typer(help="The frozen models that adapters share.", no_args_is_help=True)
+adapters_app = typer.Typer(help="The registry: adapters, versions, aliases.", no_args_is_help=True)
+app.add_typer(backbone_app, name="backbone")
+app.add_typer(adapters_app, name="adapters")
+
+Home = Annotated[Path | None, typer.Option(help="Folder of all state (HEADSTOCK_HOME).")]
+BackboneName = Annotated[
+    str | None, typer.Option("--backbone", help="Packaged name, folder, or Hub id.")
+]
+Url = Annotated[str, typer.Option(help="Where the server listens.", envvar="HEADSTOCK_URL")]
+
+
+def main() -> None:
+    """Run a command; what a person can put right ends with one line and exit code 2."""
+    try:
+        app()
+    except HeadstockError as error:
+        typer.echo(f"Error: {error.message}", err=True)
+        sys.exit(2)
+    except Exception as error:
+        if type(error).__name__ != "ClientError":
+            raise
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    home: Home = None,
+    out: Annotated[Path, typer.Option(help="Folder for runs and report.")] = Path("demo"),
+) -> None:
+    """Train three adapters, serve them together, swap one while requests run, and report."""
+    from service.demo import run_demo
+
+    sys.exit(0 if run_demo(_settings(home=home), out) else 1)
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="Such as text-classification.")],
+    data: Annotated[str, typer.Argument(help="JSONL or CSV file of examples.")],
+    out: Annotated[Path, typer.Option(help="Folder for events and bundle.")],
+    test: Annotated[str | None, typer.Option(help="File of examples to report on.")] = None,
+    name: Annotated[str | None, typer.Option(help="Add the result to this adapter.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A task option, as key=value; may repeat.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
+    last_layers: Annotated[int | None, typer.Option(help="Adapt the last layers only.")] = None,
+    epochs: Annotated[int, typer.Option()] = 1,
+    learning_rate: Annotated[float, typer.Option()] = 1e-3,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.")] = None,
+    max_row_tokens: Annotated[int | None, typer.Option(help="Leave longer rows out.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    parent: Annotated[str | None, typer.Option(help="Bundle folder to go on from.")] = None,
+    backbone: BackboneName = None,
+    home: Home = None,
+) -> None:
+    """Train an adapter on a file of examples."""
+    from training.contract import BUNDLE_NAME
+
+    settings = _settings(home=home, backbone=backbone)
+    config = _run_config(
+        task=task,
+        options=_options(option or []),
+        backbone=settings.backbone,
+        dtype=settings.dtype,
+        data={"train": data, "test": test, "max_row_tokens": max_row_tokens},
+        lora={"rank": rank, "last_layers": last_layers},
+        fit={
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "max_tokens": max_tokens,
+            "seed": seed,
+        },
+        parent=parent,
+        evaluate_untrained=bool(test),
+    )
+    result = _execute(config, out, settings)
+    typer.echo(f"Bundle: {out / BUNDLE_NAME} (digest {str(result.digest)[:12]})")
+    if name:
+        version = _open_registry(settings, config.backbone).create_version(name, out / BUNDLE_NAME)
+        typer.echo(f"Registered {version.name}:{version.number}")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    data: Annotated[str, typer.Argument(help="JSONL or CSV file of examples.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions and result.")],
+    backbone: BackboneName = None,
+    home: Home = None,
+) -> None:
+    """Test a bundle on a file of examples."""
+    from adapters.bundle import read_manifest
+
+    settings = _settings(home=home, backbone=backbone)
+    config = _run_config(
+        action="evaluate",
+        task=read_manifest(bundle).task,
+        backbone=settings.backbone,
+        dtype=settings.dtype,
+        data={"test": data},
+        bundle=str(bundle),
+    )
+    _execute(config, out, settings)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="127.0.0.1, 0.0.0.0 or ::.")] = None,
+    port: Annotated[int | None, typer.Option()] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the engine.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    backbone: BackboneName = None,
+    home: Home = None,
+) -> None:
+    """Serve every registered adapter of one backbone."""
+    settings = _settings(
+        host=host, port=port, threads=threads, dtype=dtype, backbone=backbone, home=home
+    )
+    from service.server import run_server
+
+    run_server(settings)
+
+
+@app.command()
+def predict(
+    adapter: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
+    text: Annotated[str, typer.Argument(help="The text, or the request as a JSON object.")],
+    url: Url = "http://127.0.0.1:8000",
+) -> None:
+    """Ask a running server."""
+    from service.client import Client, ClientError
+
+    given = _json_or_text(text)
+    with Client(url) as client:
+        (answer,) = client.predict(adapter, [given])
+    if "error" in answer:
+        raise ClientError(400, **answer["error"])
+    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+@backbone_app.command("prepare")
+def prepare_backbone(
+    name: Annotated[str, typer.Argument(help="Packaged name, folder, or Hub id.")] = "",
+    home: Home = None,
+) -> None:
+    """Make a backbone ready on this machine, once."""
+    from adapters.backbone import find_backbone
+    from service.settings import prepare_home
+
+    settings = _settings(home=home, backbone=name or None)
+    prepare_home(settings.home)
+    typer.echo(f"{settings.backbone}: {find_backbone(settings.backbone, settings.home)}")
+
+
+@backbone_app.command("show")
+def show_backbone(
+    name: Annotated[str, typer.Argument(help="Packaged name, folder, or Hub id.")] = "",
+    home: Home = None,
+) -> None:
+    """Print what a backbone is."""
+    from adapters.backbone import describe_backbone, find_backbone
+
+    settings = _settings(home=home, backbone=name or None)
+    spec = describe_backbone(find_backbone(settings.backbone, settings.home), settings.backbone)
+    shown = spec.model_dump(exclude={"modules"}) | {"num_modules": len(spec.modules)}
+    typer.echo(json.dumps(shown, indent=2))
+
+
+@adapters_app.command("list")
+def list_adapters(home: Home = None) -> None:
+    """List adapters with their newest version and aliases."""
+    for adapter in _open_registry(_settings(home=home)).list_adapters():
+        aliases = ", ".join(f"{alias.name} -> {alias.version}" for alias in adapter.aliases)
+        typer.echo(f"{adapter.name}:{adapter.latest}  {adapter.task}  {aliases}".rstrip())
+
+
+@adapters_app.command("show")
+def show_adapter(
+    reference: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
+    home: Home = None,
+) -> None:
+    """Print a version's manifest."""
+    from adapters.reference import parse_reference
+
+    version = _open_registry(_settings(home=home)).resolve(parse_reference(reference))
+    manifest = version.manifest.model_dump(mode="json")
+    typer.echo(json.dumps({"name": version.name, "version": version.number, **manifest}, indent=2))
+
+
+@adapters_app.command("push")
+def push_adapter(
+    name: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    backbone: BackboneName = None,
+    home: Home = None,
+) -> None:
+    """Add a bundle as the next version of an adapter."""
+    settings = _settings(home=home, backbone=backbone)
+    version = _open_registry(settings, settings.backbone).create_version(name, bundle)
+    typer.echo(f"Registered {version.name}:{version.number} (digest {version.digest[:12]})")
+
+
+@adapters_app.command("alias")
+def move_alias(
+    name: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    alias: Annotated[str, typer.Argument(help="Such as production.")],
+    version: Annotated[int, typer.Argument(help="Version number.", min=1)],
+    home: Home = None,
+) -> None:
+    """Point an alias at a version."""
+    moved = _open_registry(_settings(home=home)).set_alias(name, alias, version)
+    typer.echo(f"{name}@{moved.name} -> {moved.version}")
+
+
+def _settings(**given: object) -> Settings:
+    from service.settings import load_settings
+
+    return load_settings(**given)
+
+
+def _open_registry(settings: Settings, backbone: str | None = None) -> Registry:
+    """Return the registry; with a backbone, one that knows it."""
+    from service.opening import open_registry
+
+    registry = open_registry(settings)
+    if backbone is not None:
+        from adapters.backbone import describe_backbone, find_backbone
+
+        registry.add_backbone(
+            describe_backbone(find_backbone(backbone, settings.home), backbone)
+        )
+    return registry
+
+
+def _run_config(**fields: Any) -> RunConfig:
+    from pydantic import ValidationError
+
+    from adapters.validation import first_problem
+    from training.contract import RunConfig
+
+    try:
+        return RunConfig.model_validate(fields)
+    except ValidationError as error:
+        message, param = first_problem(error)
+        raise InvalidRequest(message, param=param) from error
+
+
+def _execute(config: RunConfig, out: Path, settings: Settings) -> RunResult:
+    from rich.console import Console
+
+    from service.runs import RunProgress, execute_run
+    from service.settings import prepare_home
+
+    prepare_home(settings.home)
+    with RunProgress(Console(stderr=True), config.task) as progress:
+        result = execute_run(config, out, settings.home, progress.show)
+    for whose, metrics in result.metrics.items():
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        typer.echo(f"{whose:10} {shown}")
+    return result
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidRequest(f"--option '{pair}' is not key=value, such as max_new_tokens=48.")
+        options[key] = _json_or_text(value)
+    return options
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""How errors look over HTTP: a status per code, and one JSON form on the native routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from adapters.errors import HeadstockError
+from adapters.validation import first_problem
+
+STATUS = {
+    "invalid_request": 400,
+    "text_too_long": 400,
+    "invalid_data": 400,
+    "invalid_bundle": 400,
+    "unsupported_backbone": 400,
+    "not_found": 404,
+    "conflict": 409,
+    "backbone_mismatch": 409,
+    "too_large": 413,
+    "overloaded": 429,
+    "prediction_failed": 500,
+    "unavailable": 503,
+}
+
+
+def error_body(error: HeadstockError) -> dict[str, Any]:
+    """Return ``{"code", "message", "param"}``."""
+    return {"code": error.code, "message": error.message, "param": error.param}
+
+
+def status_of(error: HeadstockError) -> int:
+    return STATUS.get(error.code, 500)
+
+
+def error_response(error: HeadstockError, **more: Any) -> JSONResponse:
+    headers = {"Retry-After": "1"} if error.code == "overloaded" else None
+    return JSONResponse({"error": error_body(error), **more}, status_of(error), headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error that leaves a route the one JSON form."""
+
+    @app.exception_handler(HeadstockError)
+    async def _ours(_: Request, error: HeadstockError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _body(_: Request, error: RequestValidationError) -> JSONResponse:
+        message, path = first_problem(_as_pydantic(error))
+        body = {"code": "invalid_request", "message": f"In the request, {message}", "param": path}
+        return JSONResponse({"error": body}, 400)
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        body = {"code": code, "message": f"{error.detail}. See /docs for the routes.", "param": None}
+        return JSONResponse({"error": body}, error.status_code, error.headers)
+
+
+def _as_pydantic(error: RequestValidationError) -> ValidationError:
+    details: list[Any] = [
+        {
+            "type": "value_error" if item["type"] == "json_invalid" else item["type"],
+            # FastAPI puts where the value came from first: body, query, path.
+            "loc": item["loc"][1:],
+            "input": item.get("input"),
+            "ctx": {"error": "the body is not JSON"}
+            if item["type"] == "json_invalid"
+            else item.get("ctx", {}),
+        }
+        for item in error.errors()
+    ]
+    return ValidationError.from_exception_data("request", details)

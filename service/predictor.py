@@ -1,0 +1,141 @@
+"""From references and inputs to engine rows, and from the engine's outputs to answers; all text work is here."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from adapters.backbone import BackboneSpec
+from adapters.errors import BackboneMismatch, HeadstockError, InvalidRequest
+from adapters.reference import parse_reference
+from adapters.registry.registry import Registry, Version
+from adapters.runtime.rows import Row, RowResult
+from adapters.tasks.base import Encoded
+from adapters.tasks.catalog import AnyTask, get_task
+from adapters.tokenizer import Tokenizer
+from adapters.validation import first_problem
+from service.protocols.native import PredictItem
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request pinned to a version and turned into a row."""
+
+    version: Version
+    task: AnyTask
+    request: BaseModel
+    encoded: Encoded
+    row: Row
+
+
+class Predictor:
+    """Prepares rows for the engine and reads its outputs; safe to call from several threads.
+
+    Args:
+        max_row_tokens: bound on prompt plus answer, beside the backbone's own.
+    """
+
+    def __init__(
+        self, registry: Registry, tokenizer: Tokenizer, backbone: BackboneSpec, max_row_tokens: int
+    ) -> None:
+        self._registry = registry
+        self._tokenizer = tokenizer
+        self._backbone = backbone
+        self._max_tokens = min(max_row_tokens, backbone.max_tokens)
+        # Versions are immutable and aliases move only with the generation: both may be remembered.
+        self._resolve = functools.lru_cache(4096)(self._resolve_at)
+        self._task_of = functools.lru_cache(4096)(self._build_task)
+
+    def prepare(self, items: Sequence[PredictItem]) -> list[Prepared | HeadstockError]:
+        """Return a row for each item, or what is wrong with it; nobody else's fault touches a row."""
+        generation = self._registry.generation()
+        prepared: list[Prepared | HeadstockError] = []
+        for item in items:
+            try:
+                prepared.append(self._prepare(item, generation))
+            except HeadstockError as error:
+                prepared.append(error)
+        return prepared
+
+    def finish(
+        self, prepared: Sequence[Prepared | HeadstockError], results: Sequence[RowResult]
+    ) -> list[dict[str, Any] | HeadstockError]:
+        """Return each item's answer or error; ``results`` are those of the prepared rows, in order."""
+        remaining = iter(results)
+        return [
+            item if isinstance(item, HeadstockError) else self._answer(item, next(remaining))
+            for item in prepared
+        ]
+
+    def _prepare(self, item: PredictItem, generation: int) -> Prepared:
+        version = self._resolve(item.adapter, generation)
+        task = self._task_of(version.digest, version.namespace, version.name, version.number)
+        request = _validate(task, "Request", _as_object(task, item.input), "input")
+        parameters = _validate(task, "Parameters", item.parameters, "parameters")
+        limit = min(self._max_tokens, task.options.max_tokens or self._max_tokens)
+        encoded = task.encode(self._tokenizer, request, parameters, limit)
+        row = Row(
+            uuid.uuid4().hex,
+            encoded.token_ids,
+            version.digest,
+            task.generation(self._tokenizer, parameters),
+        )
+        return Prepared(version, task, request, encoded, row)
+
+    def _resolve_at(self, reference: str, generation: int) -> Version:
+        version = self._registry.resolve(parse_reference(reference))
+        made_for = version.manifest.backbone
+        if made_for.fingerprint != self._backbone.fingerprint:
+            raise BackboneMismatch(
+                f"Version {version.number} of '{version.name}' needs backbone '{made_for.name}'; this "
+                f"server runs '{self._backbone.name}'. Start one with --backbone.",
+                param="adapter",
+            )
+        return version
+
+    def _build_task(self, digest: str, namespace: str, name: str, number: int) -> AnyTask:
+        version = self._registry.resolve(parse_reference(f"{namespace}/{name}:{number}"))
+        return get_task(version.manifest.task, version.manifest.options)
+
+    def _answer(self, item: Prepared, result: RowResult) -> dict[str, Any] | HeadstockError:
+        if result.error is not None:
+            return result.error
+        assert result.output is not None
+        answer = item.task.postprocess(self._tokenizer, item.request, item.encoded, result.output)
+        return {
+            **answer,
+            "adapter": item.version.name,
+            "version": item.version.number,
+            "truncated": item.encoded.truncated,
+            "usage": {
+                "prompt_tokens": len(item.encoded.token_ids),
+                "completion_tokens": len(result.output.token_ids),
+            },
+        }
+
+
+def _as_object(task: AnyTask, given: Any) -> Any:
+    """Return a bare string as the request of a task that takes one text."""
+    if isinstance(given, str) and "text" in task.Request.model_fields:
+        return {"text": given}
+    return given
+
+
+def _validate(task: AnyTask, part: str, given: Any, param: str) -> Any:
+    model: type[BaseModel] = getattr(task, part)
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        message, path = first_problem(error)
+        if not path:  # not an object at all
+            fields = ", ".join(f"'{name}'" for name in model.model_fields)
+            message = f"'{given}' is not an object with the fields {fields}."
+        raise InvalidRequest(
+            f"{param} of a '{task.name}' request: {message}",
+            param=f"{param}.{path}" if path else param,
+        ) from error

@@ -1,0 +1,74 @@
+"""``POST /v1/predict``: references and inputs in, predictions in the same order out, an error per row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from adapters.errors import HeadstockError, InvalidRequest
+from service.errors import error_body, error_response
+
+
+class PredictItem(BaseModel):
+    """One input for one adapter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    adapter: str = Field(description="name, name@alias or name:version")
+    input: Any = Field(description="the task's request object, or its text as a string")
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class PredictBody(BaseModel):
+    """Either one adapter with one or many inputs, or a list of requests for many adapters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    adapter: str | None = None
+    inputs: Any = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    requests: list[PredictItem] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> PredictBody:
+        single = self.adapter is not None and self.inputs is not None
+        if single == (self.requests is not None):
+            raise ValueError("give either 'adapter' and 'inputs', or 'requests'")
+        return self
+
+
+def items_of(body: PredictBody, max_rows: int) -> list[PredictItem]:
+    """Return a body's inputs one by one.
+
+    Raises:
+        InvalidRequest: there are none, or more than ``max_rows``.
+    """
+    if body.requests is not None:
+        items = body.requests
+    else:
+        inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        items = [
+            PredictItem(adapter=str(body.adapter), input=each, parameters=body.parameters)
+            for each in inputs
+        ]
+    if not 1 <= len(items) <= max_rows:
+        raise InvalidRequest(
+            f"The call has '{len(items)}' inputs; 1 to {max_rows} go into one call. Split it.",
+            param="inputs",
+        )
+    return items
+
+
+def answer(results: Sequence[dict[str, Any] | HeadstockError]) -> JSONResponse:
+    """Return the predictions in order; with an error's status only if all rows failed."""
+    predictions = [
+        {"error": error_body(result)} if isinstance(result, HeadstockError) else result
+        for result in results
+    ]
+    errors = [result for result in results if isinstance(result, HeadstockError)]
+    if len(errors) == len(results):
+        return error_response(errors[0], predictions=predictions)
+    return JSONResponse({"predictions": predictions})

@@ -1,0 +1,139 @@
+"""Starts training runs as commands and follows their events; nothing of the trainer is imported here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adapters.errors import HeadstockError, InvalidData, PredictionFailed
+from training.contract import (
+    CONFIG_NAME,
+    EVENTS_NAME,
+    RESULT_NAME,
+    Event,
+    EventKind,
+    ExitCode,
+    RunConfig,
+    RunResult,
+)
+
+_POLL_SECONDS = 0.2
+
+
+class RunPaused(HeadstockError):
+    """The run was stopped, and can go on."""
+
+    code = "paused"
+
+
+def execute_run(config: RunConfig, out: Path, home: Path, on_event: Callable[[Event], None]) -> RunResult:
+    """Run a config as ``python -m training`` in a process of its own, and return its result.
+
+    Raises:
+        InvalidData: the run found the config or the data at fault; the message is the run's own.
+        PredictionFailed: the run died; the message tells where its log is.
+        RunPaused: it was stopped by SIGTERM.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    request = out / f"requested-{CONFIG_NAME}"
+    request.write_text(config.model_dump_json(indent=2) + "\n")
+    command = [sys.executable, "-m", "training", str(request), "--out", str(out), "--home", str(home)]
+    log_path = out / "log.txt"
+    with log_path.open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=quiet_environment())
+        try:
+            failure = ""
+            for event in follow(out / EVENTS_NAME, process):
+                on_event(event)
+                failure = event.message if event.kind == EventKind.FAILED else failure
+        except BaseException:
+            process.terminate()  # the run saves a checkpoint and ends
+            process.wait()
+            raise
+    if process.returncode == ExitCode.PAUSED:
+        raise RunPaused("The run was stopped; the same command goes on from its checkpoint.")
+    if process.returncode == ExitCode.BAD_INPUT:
+        raise InvalidData(failure or last_line(log_path))
+    if process.returncode != ExitCode.DONE:
+        raise PredictionFailed(f"The run failed: {failure or last_line(log_path)} (log: {log_path})")
+    return RunResult.model_validate_json((out / RESULT_NAME).read_text())
+
+
+def follow(path: Path, process: subprocess.Popen[bytes]) -> Iterator[Event]:
+    """Yield the events that a process appends to a file from now on, until it ends."""
+    position = path.stat().st_size if path.is_file() else 0
+    while True:
+        ended = process.poll() is not None
+        if path.is_file():
+            with path.open() as file:
+                file.seek(position)
+                for line in file:
+                    if not line.endswith("\n"):
+                        break  # half a line: the rest comes with the next look
+                    position += len(line.encode())
+                    yield Event.model_validate_json(line)
+        if ended:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def quiet_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for our own commands: no Hub look-ups unless asked for, no bars in logs."""
+    defaults = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    return {**defaults, "PYTHONWARNINGS": "ignore", **os.environ, **(extra or {})}
+
+
+def last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+class RunProgress:
+    """Shows a run's events: a bar with an ETA for each stage that counts, warnings as lines."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._bars = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, object] = {}
+
+    def __enter__(self) -> RunProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, event: Event) -> None:
+        if event.kind == EventKind.STAGE:
+            self._console.print(f"  {self._title}: {event.message}")
+        elif event.kind == EventKind.WARNING:
+            self._console.print(f"  {self._title}: [yellow]note:[/] {event.message}")
+        elif event.kind == EventKind.PROGRESS:
+            self._advance(event)
+
+    def _advance(self, event: Event) -> None:
+        stage = str(event.data["stage"])
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=event.data["total"], note="")
+        loss = event.data.get("loss")
+        note = f"loss {loss:.3f}" if isinstance(loss, float) else ""
+        task: object = self._tasks[stage]
+        self._bars.update(task, completed=event.data["done"], note=note)  # type: ignore[arg-type]
+        if event.data["done"] >= event.data["total"]:
+            self._bars.remove_task(self._tasks.pop(stage))  # type: ignore[arg-type]

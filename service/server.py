@@ -1,0 +1,106 @@
+"""Builds and runs the server: one LitServer with one engine, and our routers on its app."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import litserve as ls
+
+from adapters.backbone import describe_backbone, find_backbone
+from adapters.errors import EnvironmentProblem
+from adapters.tokenizer import load_tokenizer
+from service.errors import add_error_handlers
+from service.inference import EngineApi
+from service.opening import open_registry
+from service.predictor import Predictor
+from service.routes.adapters import adapters_router
+from service.routes.predict import predict_router
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def build_server(settings: Settings) -> ls.LitServer:
+    """Return a server ready to run.
+
+    Raises:
+        EnvironmentProblem: home can't be written, or the backbone can't be had.
+        UnsupportedBackbone: the backbone can't be served.
+    """
+    registry = open_registry(settings)
+    folder = find_backbone(settings.backbone, settings.home)
+    backbone = describe_backbone(folder, settings.backbone)
+    registry.add_backbone(backbone)
+    api = EngineApi(settings, backbone)
+    server = ls.LitServer(
+        api,
+        accelerator="cpu",  # the engine picks its device itself, by settings.device
+        timeout=False,
+        restart_workers=False,
+    )
+    predictor = Predictor(registry, load_tokenizer(folder), backbone, settings.max_row_tokens)
+    server.app.title = "Headstock"
+    server.app.include_router(predict_router(predictor, api.spec, settings.max_rows_per_call))
+    server.app.include_router(adapters_router(registry, settings.max_bundle_bytes))
+    add_error_handlers(server.app)
+    return server
+
+
+def run_server(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C, then end this process.
+
+    Raises:
+        EnvironmentProblem: the port is in use.
+    """
+    check_port(settings.host, settings.port)
+    server = build_server(settings)
+    _stop_on_signals(server, settings.drain_seconds)
+    server.run(
+        host=settings.host,
+        port=settings.port,
+        num_api_servers=1,
+        # A thread: LitServe otherwise forks, and a fork after torch has run threads can hang.
+        api_server_worker_type="thread",
+        generate_client_file=False,
+        log_level="warning",
+    )
+    # The API thread is not LitServe's to end (it calls terminate(), which threads don't have).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `EnvironmentProblem` if nobody can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"Can't listen on {host}:{port}: {error.strerror}. Choose another --port, or stop what "
+                "listens there."
+            ) from error
+
+
+def _stop_on_signals(server: ls.LitServer, drain_seconds: float) -> None:
+    def drain() -> None:
+        deadline = time.monotonic() + drain_seconds
+        spec = server.lit_api.spec
+        while spec.num_waiting_calls and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server._shutdown_event.set()
+
+    def stop(*_: object) -> None:
+        # On a thread: the main one is inside a call to the manager, which can't be called again from here.
+        threading.Thread(target=drain, daemon=True).start()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

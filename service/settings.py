@@ -1,0 +1,80 @@
+"""Every setting of the service, read from ``HEADSTOCK_*`` variables; command line options override them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from adapters.backbone import DtypeName
+from adapters.errors import EnvironmentProblem, InvalidRequest
+from adapters.home import default_home
+from adapters.packaged import DEFAULT_BACKBONE
+from adapters.validation import first_problem
+
+
+class Settings(BaseSettings):
+    """One field a setting."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADSTOCK_", extra="ignore")
+
+    home: Path = Field(default_factory=default_home, description="Folder of all state.")
+    backbone: str = Field(DEFAULT_BACKBONE, description="Packaged name, folder, or Hub id.")
+    dtype: DtypeName = Field("auto", description="auto measures which of fp32 and bf16 is faster.")
+    device: str = Field("cpu", description="cpu, or cuda:0.")
+    host: str = Field("127.0.0.1", description="127.0.0.1, 0.0.0.0 or ::.")
+    port: int = Field(8000, ge=1024, le=65535)
+    database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite under home if unset.")
+    blob_url: str | None = Field(None, description="fsspec URL of bundles; a folder under home if unset.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the engine; all cores if unset.")
+    max_row_tokens: int = Field(4096, ge=16, description="Longest prompt plus answer of one row.")
+    step_tokens: int = Field(2048, ge=16, description="Tokens that one pass of the backbone takes.")
+    max_running: int = Field(64, ge=1, description="Rows that generate at once.")
+    cache_bytes: int = Field(512 * 2**20, ge=2**20, description="Keys and values of running rows.")
+    bank_bytes: int = Field(1024 * 2**20, ge=2**20, description="Weights of resident adapters.")
+    max_waiting_calls: int = Field(512, ge=1, description="Calls in flight beyond which 429 is sent.")
+    max_rows_per_call: int = Field(256, ge=1, description="Inputs in one call of /v1/predict.")
+    max_bundle_bytes: int = Field(256 * 2**20, ge=1024, description="Largest bundle that may be sent.")
+    drain_seconds: float = Field(10.0, ge=0, description="Time that running calls get at SIGTERM.")
+
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'registry.db'}"
+
+    def resolved_blob_url(self) -> str:
+        return self.blob_url or str(self.home / "blobs")
+
+    def bundle_cache(self) -> Path:
+        return self.home / "cache" / "bundles"
+
+
+def load_settings(**given: object) -> Settings:
+    """Return the settings; ``given`` values that are not None override the environment's.
+
+    Raises:
+        InvalidRequest: a value is out of its range.
+        EnvironmentProblem: home can't be written.
+    """
+    try:
+        settings = Settings.model_validate({k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        message, param = first_problem(error)
+        raise InvalidRequest(f"Setting {message}", param=param) from error
+    return settings
+
+
+def prepare_home(home: Path) -> None:
+    """Make the home folder, and check that it can be written.
+
+    Raises:
+        EnvironmentProblem: it can't.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe = home / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"Can't write to '{home}': {error.strerror}. Set HEADSTOCK_HOME to a folder you can write."
+        ) from error

@@ -79,7 +79,9 @@ def _fetch_from_hub(source: str) -> Path:
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(source, allow_patterns=patterns))
-    except Exception as error:  # the Hub client has a dozen kinds, all of which mean the same to a user
+    except (
+        Exception
+    ) as error:  # the Hub client has a dozen kinds, all of which mean the same to a user
         raise EnvironmentProblem(
             f"No backbone '{source}': it is no packaged backbone ({', '.join(PACKAGED)}), no folder "
             f"with a config.json, and the Hub did not give it ({type(error).__name__}). "
@@ -147,7 +149,13 @@ def _fingerprint(folder: Path) -> str:
     import json
 
     config = json.loads((folder / "config.json").read_text())
-    volatile = ("transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype")
+    volatile = (
+        "transformers_version",
+        "_name_or_path",
+        "_model_name_or_path",
+        "dtype",
+        "torch_dtype",
+    )
     weights = {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
     if not weights:
         raise UnsupportedBackbone(
@@ -192,9 +200,7 @@ class Backbone:
         return logits.float()
 
 
-def load_backbone(
-    spec: BackboneSpec, dtype: DtypeName = "auto", device: str = "cpu"
-) -> Backbone:
+def load_backbone(spec: BackboneSpec, dtype: DtypeName = "auto", device: str = "cpu") -> Backbone:
     """Load a backbone's weights, frozen, for packed attention."""
     import torch
 

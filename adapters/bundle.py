@@ -144,7 +144,9 @@ def load_bundle(folder: Path, spec: BackboneSpec | None = None) -> Bundle:
     _check_finite(weights | head)
     modules = read_lora(config, weights)
     if not modules:
-        raise InvalidBundle(f"'{WEIGHTS_FILE}' holds no weights: it would answer as the backbone does.")
+        raise InvalidBundle(
+            f"'{WEIGHTS_FILE}' holds no weights: it would answer as the backbone does."
+        )
     if spec is not None:
         _check_backbone(manifest, modules, spec)
     _check_task(manifest, head, spec)
@@ -187,7 +189,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def check_file_name(name: str) -> None:
     """Refuse a file that does not belong in a bundle, pickled weights above all."""
     if name not in ALLOWED_FILES:
-        hint = " Pickled weights are never read; save them as safetensors." if _pickled(name) else ""
+        hint = (
+            " Pickled weights are never read; save them as safetensors." if _pickled(name) else ""
+        )
         raise InvalidBundle(
             f"File '{name}' does not belong in a bundle; allowed are "
             f"{', '.join(sorted(ALLOWED_FILES))}.{hint}"
@@ -226,9 +230,7 @@ def _check_finite(tensors: dict[str, RawTensor]) -> None:
             )
 
 
-def _check_backbone(
-    manifest: Manifest, modules: dict[str, LoraModule], spec: BackboneSpec
-) -> None:
+def _check_backbone(manifest: Manifest, modules: dict[str, LoraModule], spec: BackboneSpec) -> None:
     if manifest.backbone.fingerprint != spec.fingerprint:
         raise BackboneMismatch(
             f"The bundle was made for backbone '{manifest.backbone.name}' (fingerprint "
@@ -238,9 +240,7 @@ def _check_backbone(
     check_against_backbone(modules, spec)
 
 
-def _check_task(
-    manifest: Manifest, head: dict[str, RawTensor], spec: BackboneSpec | None
-) -> None:
+def _check_task(manifest: Manifest, head: dict[str, RawTensor], spec: BackboneSpec | None) -> None:
     try:
         task = get_task(manifest.task, manifest.options)
     except HeadstockError as error:
@@ -248,8 +248,12 @@ def _check_task(
     wanted = manifest.head
     family = spec.family if spec else "decoder"
     expected = task.head(family)
-    if (wanted is None) != (expected is None) or (wanted and expected and wanted.outputs != expected.outputs):
-        raise InvalidBundle(f"The manifest's head does not fit its task '{manifest.task}' and options.")
+    if (wanted is None) != (expected is None) or (
+        wanted and expected and wanted.outputs != expected.outputs
+    ):
+        raise InvalidBundle(
+            f"The manifest's head does not fit its task '{manifest.task}' and options."
+        )
     if wanted is None:
         return
     shapes = {name: tensor.shape for name, tensor in head.items()}

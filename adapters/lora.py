@@ -34,9 +34,7 @@ class LoraModule:
         return self.a.shape[0]
 
 
-def read_lora(
-    config: Mapping[str, Any], tensors: Mapping[str, RawTensor]
-) -> dict[str, LoraModule]:
+def read_lora(config: Mapping[str, Any], tensors: Mapping[str, RawTensor]) -> dict[str, LoraModule]:
     """Pair A and B of each module and work out its scale from ``adapter_config.json``.
 
     Raises:
@@ -63,7 +61,9 @@ def check_plain_lora(config: Mapping[str, Any]) -> None:
         if config.get(option):
             raise InvalidBundle(f"adapter_config.json sets '{option}'; only plain LoRA is served.")
     if config.get("bias", "none") != "none":
-        raise InvalidBundle(f"bias is '{config['bias']}'; only adapters with bias 'none' are served.")
+        raise InvalidBundle(
+            f"bias is '{config['bias']}'; only adapters with bias 'none' are served."
+        )
     if config.get("modules_to_save"):
         raise InvalidBundle(
             f"modules_to_save is '{config['modules_to_save']}'; heads belong in head.safetensors."
@@ -75,7 +75,9 @@ def _pair(name: str, sides: Mapping[str, RawTensor], config: Mapping[str, Any]) 
         raise InvalidBundle(f"Module '{name}' has only lora_{next(iter(sides))}; both are needed.")
     a, b = sides["A"], sides["B"]
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
-        raise InvalidBundle(f"lora_A {list(a.shape)} and lora_B {list(b.shape)} of '{name}' disagree.")
+        raise InvalidBundle(
+            f"lora_A {list(a.shape)} and lora_B {list(b.shape)} of '{name}' disagree."
+        )
     rank = a.shape[0]
     if not 1 <= rank <= MAX_RANK:
         raise InvalidBundle(f"Module '{name}' has rank {rank}; ranks go from 1 to {MAX_RANK}.")

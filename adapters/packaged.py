@@ -42,7 +42,13 @@ def _convert_gguf(package: Path, folder: Path) -> None:
 
 
 def _copy_model_folder(package: Path, folder: Path) -> None:
-    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    names = (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    )
     for name in names:
         shutil.copy2(package / "model" / name, folder / name)
 

@@ -1,4 +1,4 @@
-"""How people name an adapter: ``name``, ``name@alias`` or ``name:version``, with ``namespace/`` in front if not theirs."""
+"""How people name an adapter: ``name``, ``name@alias`` or ``name:version``, after ``namespace/`` if not theirs."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ class Tokenizer:
         # MiniLM's tokenizer.json carries a truncation to 128 tokens that would cut texts silently.
         inner.backend_tokenizer.no_truncation()
         inner.backend_tokenizer.no_padding()
-        inner.model_max_length = int(1e9)  # lengths are checked by the tasks; no warnings beside that
+        inner.model_max_length = int(
+            1e9
+        )  # lengths are checked by the tasks; no warnings beside that
         self._inner = inner
         self.end_ids = tuple(end_ids)
 

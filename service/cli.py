@@ -253,9 +253,7 @@ def _open_registry(settings: Settings, backbone: str | None = None) -> Registry:
     if backbone is not None:
         from adapters.backbone import describe_backbone, find_backbone
 
-        registry.add_backbone(
-            describe_backbone(find_backbone(backbone, settings.home), backbone)
-        )
+        registry.add_backbone(describe_backbone(find_backbone(backbone, settings.home), backbone))
     return registry
 
 

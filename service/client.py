@@ -54,7 +54,9 @@ class Client:
     def predict(self, adapter: str, inputs: Any, **parameters: Any) -> list[dict[str, Any]]:
         """Return the answers of one adapter, in the inputs' order; a row that failed holds ``error``."""
         body = {"adapter": adapter, "inputs": inputs, "parameters": parameters}
-        predictions: list[dict[str, Any]] = self._call("POST", "/v1/predict", json=body)["predictions"]
+        predictions: list[dict[str, Any]] = self._call("POST", "/v1/predict", json=body)[
+            "predictions"
+        ]
         return predictions
 
     def predict_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -79,7 +81,11 @@ class Client:
                 tar.add(path, arcname=path.name)
         headers = {"Content-Type": "application/x-tar"}
         return self._call(
-            "POST", "/v1/adapters", params={"name": name}, content=buffer.getvalue(), headers=headers
+            "POST",
+            "/v1/adapters",
+            params={"name": name},
+            content=buffer.getvalue(),
+            headers=headers,
         )
 
     def set_alias(
@@ -88,7 +94,10 @@ class Client:
         """Point an alias at a version, if it is still at ``if_revision`` where that is given."""
         headers = {} if if_revision is None else {"If-Match": f'"{if_revision}"'}
         return self._call(
-            "PUT", f"/v1/adapters/{name}/aliases/{alias}", json={"version": version}, headers=headers
+            "PUT",
+            f"/v1/adapters/{name}/aliases/{alias}",
+            json={"version": version},
+            headers=headers,
         )
 
     def stats(self) -> dict[str, Any]:
@@ -124,5 +133,8 @@ def _body(response: httpx.Response) -> dict[str, Any]:
         return body
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
-        error = {"code": "http_error", "message": f"HTTP {response.status_code}: {response.text[:200]}"}
+        error = {
+            "code": "http_error",
+            "message": f"HTTP {response.status_code}: {response.text[:200]}",
+        }
     raise ClientError(response.status_code, error["code"], error["message"], error.get("param"))

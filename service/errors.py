@@ -59,7 +59,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        body = {"code": code, "message": f"{error.detail}. See /docs for the routes.", "param": None}
+        body = {
+            "code": code,
+            "message": f"{error.detail}. See /docs for the routes.",
+            "param": None,
+        }
         return JSONResponse({"error": body}, error.status_code, error.headers)
 
 

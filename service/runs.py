@@ -33,7 +33,9 @@ class RunPaused(HeadstockError):
     code = "paused"
 
 
-def execute_run(config: RunConfig, out: Path, home: Path, on_event: Callable[[Event], None]) -> RunResult:
+def execute_run(
+    config: RunConfig, out: Path, home: Path, on_event: Callable[[Event], None]
+) -> RunResult:
     """Run a config as ``python -m training`` in a process of its own, and return its result.
 
     Raises:
@@ -44,7 +46,16 @@ def execute_run(config: RunConfig, out: Path, home: Path, on_event: Callable[[Ev
     out.mkdir(parents=True, exist_ok=True)
     request = out / f"requested-{CONFIG_NAME}"
     request.write_text(config.model_dump_json(indent=2) + "\n")
-    command = [sys.executable, "-m", "training", str(request), "--out", str(out), "--home", str(home)]
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        str(request),
+        "--out",
+        str(out),
+        "--home",
+        str(home),
+    ]
     log_path = out / "log.txt"
     with log_path.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=quiet_environment())
@@ -62,7 +73,9 @@ def execute_run(config: RunConfig, out: Path, home: Path, on_event: Callable[[Ev
     if process.returncode == ExitCode.BAD_INPUT:
         raise InvalidData(failure or last_line(log_path))
     if process.returncode != ExitCode.DONE:
-        raise PredictionFailed(f"The run failed: {failure or last_line(log_path)} (log: {log_path})")
+        raise PredictionFailed(
+            f"The run failed: {failure or last_line(log_path)} (log: {log_path})"
+        )
     return RunResult.model_validate_json((out / RESULT_NAME).read_text())
 
 

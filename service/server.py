@@ -23,8 +23,6 @@ from service.routes.adapters import adapters_router
 from service.routes.predict import predict_router
 from service.settings import Settings
 
-logger = logging.getLogger(__name__)
-
 
 def build_server(settings: Settings) -> ls.LitServer:
     """Return a server ready to run.
@@ -96,6 +94,8 @@ def _stop_on_signals(server: ls.LitServer, drain_seconds: float) -> None:
         spec = server.lit_api.spec
         while spec.num_waiting_calls and time.monotonic() < deadline:
             time.sleep(0.05)
+        # It is about to complain that it can't end our API thread; the process ends right after.
+        logging.getLogger("litserve").setLevel(logging.CRITICAL)
         server._shutdown_event.set()
 
     def stop(*_: object) -> None:

@@ -25,17 +25,27 @@ class Settings(BaseSettings):
     device: str = Field("cpu", description="cpu, or cuda:0.")
     host: str = Field("127.0.0.1", description="127.0.0.1, 0.0.0.0 or ::.")
     port: int = Field(8000, ge=1024, le=65535)
-    database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite under home if unset.")
-    blob_url: str | None = Field(None, description="fsspec URL of bundles; a folder under home if unset.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of the engine; all cores if unset.")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL; SQLite under home if unset."
+    )
+    blob_url: str | None = Field(
+        None, description="fsspec URL of bundles; a folder under home if unset."
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of the engine; all cores if unset."
+    )
     max_row_tokens: int = Field(4096, ge=16, description="Longest prompt plus answer of one row.")
     step_tokens: int = Field(2048, ge=16, description="Tokens that one pass of the backbone takes.")
     max_running: int = Field(64, ge=1, description="Rows that generate at once.")
     cache_bytes: int = Field(512 * 2**20, ge=2**20, description="Keys and values of running rows.")
     bank_bytes: int = Field(1024 * 2**20, ge=2**20, description="Weights of resident adapters.")
-    max_waiting_calls: int = Field(512, ge=1, description="Calls in flight beyond which 429 is sent.")
+    max_waiting_calls: int = Field(
+        512, ge=1, description="Calls in flight beyond which 429 is sent."
+    )
     max_rows_per_call: int = Field(256, ge=1, description="Inputs in one call of /v1/predict.")
-    max_bundle_bytes: int = Field(256 * 2**20, ge=1024, description="Largest bundle that may be sent.")
+    max_bundle_bytes: int = Field(
+        256 * 2**20, ge=1024, description="Largest bundle that may be sent."
+    )
     drain_seconds: float = Field(10.0, ge=0, description="Time that running calls get at SIGTERM.")
 
     def resolved_database_url(self) -> str:
@@ -69,12 +79,19 @@ def prepare_home(home: Path) -> None:
     Raises:
         EnvironmentProblem: it can't.
     """
+    make_folder(home, hint="Set HEADSTOCK_HOME to a folder you can write.")
+
+
+def make_folder(folder: Path, hint: str = "Choose a folder you can write.") -> None:
+    """Make a folder, and check that it can be written.
+
+    Raises:
+        EnvironmentProblem: it can't.
+    """
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        probe = home / ".write-test"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise EnvironmentProblem(
-            f"Can't write to '{home}': {error.strerror}. Set HEADSTOCK_HOME to a folder you can write."
-        ) from error
+        raise EnvironmentProblem(f"Can't write to '{folder}': {error.strerror}. {hint}") from error

@@ -45,7 +45,9 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
                 _check_member(member, count)
                 size += member.size
                 if size > max_bytes:
-                    raise TooLarge(f"The bundle's files are larger than '{max_bytes}' bytes in all.")
+                    raise TooLarge(
+                        f"The bundle's files are larger than '{max_bytes}' bytes in all."
+                    )
                 _extract(tar, member, folder)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InvalidBundle(

@@ -73,7 +73,9 @@ def load_examples(url: str, task: type[AnyTask]) -> list[Example]:
             f"Line {problems[0].line} of '{_name(url)}': {problems[0].message}{more}", param="data"
         )
     if not examples:
-        raise InvalidData(f"'{_name(url)}' holds no rows. Give it one example a line.", param="data")
+        raise InvalidData(
+            f"'{_name(url)}' holds no rows. Give it one example a line.", param="data"
+        )
     return examples
 
 

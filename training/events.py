@@ -23,9 +23,7 @@ class EventLog:
 
     def emit(self, kind: EventKind, message: str, **data: Any) -> None:
         self._number += 1
-        event = Event(
-            number=self._number, time=time.time(), kind=kind, message=message, data=data
-        )
+        event = Event(number=self._number, time=time.time(), kind=kind, message=message, data=data)
         with self._path.open("a") as file:
             file.write(event.model_dump_json() + "\n")
 

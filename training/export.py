@@ -43,6 +43,8 @@ def write_weights(trainee: Trainee, folder: Path) -> None:
     if trainee.head is not None:
         state = {k: v.detach().cpu() for k, v in trainee.head.state_dict().items()}
         save_file(state, folder / HEAD_FILE)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors writes for its owner only; a server may run as another user
 
 
 def _peft_config(trainee: Trainee) -> dict[str, object]:

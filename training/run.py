@@ -14,6 +14,7 @@ from adapters.bundle import load_bundle
 from adapters.errors import InvalidData, InvalidRequest, TextTooLong
 from adapters.tasks.base import Labelled
 from adapters.tasks.catalog import AnyTask, get_task, task_class
+from adapters.tensors import canonical_digest
 from adapters.tokenizer import Tokenizer, load_tokenizer
 from training.batches import make_batches
 from training.contract import (
@@ -47,6 +48,14 @@ class Examples:
     def fingerprints(self) -> dict[str, str]:
         parts = {"train": self.train, "test": self.test}
         return {name: fingerprint(rows) for name, rows in parts.items() if rows}
+
+
+@dataclass(frozen=True, slots=True)
+class FitSize:
+    """What was trained on; a row counts once an epoch."""
+
+    num_rows: int
+    num_tokens: int
 
 
 class Run:
@@ -131,7 +140,7 @@ class Run:
         if examples.test and self.config.evaluate_untrained:
             metrics |= self._test_untrained(task, backbone, tokenizer, examples)
         trainee = self._build(task, backbone)
-        num_tokens = self._fit(trainee, rows)
+        size = self._fit(trainee, rows)
         folder = self.out / BUNDLE_NAME
         write_weights(trainee, folder)
         trainee.release()
@@ -158,9 +167,9 @@ class Run:
             primary_metric=task.primary_metric,
             digest=sealed(metrics),
             metrics=metrics,
-            num_train_rows=len(rows),
+            num_train_rows=size.num_rows,
             num_test_rows=len(examples.test),
-            num_tokens=num_tokens,
+            num_tokens=size.num_tokens,
             seconds=self.log.seconds,
         )
 
@@ -186,19 +195,25 @@ class Run:
         rows: list[Labelled] = []
         for example in examples:
             try:
-                encoded = task.encode(tokenizer, example.request, parameters, backbone.spec.max_tokens)
+                encoded = task.encode(
+                    tokenizer, example.request, parameters, backbone.spec.max_tokens
+                )
                 row = task.label(tokenizer, encoded, example.target)
             except TextTooLong:
                 continue
             except InvalidData as error:
-                raise InvalidData(f"Line {example.line}: {error.message}", param=error.param) from error
+                raise InvalidData(
+                    f"Line {example.line}: {error.message}", param=error.param
+                ) from error
             if len(row.token_ids) <= limit:
                 rows.append(row)
         if not rows:
             raise InvalidData(f"No training row has at most {limit} tokens.", param="data")
         if len(rows) < len(examples):
             left_out = len(examples) - len(rows)
-            self.log.emit(EventKind.WARNING, f"{left_out} rows of more than {limit} tokens left out.")
+            self.log.emit(
+                EventKind.WARNING, f"{left_out} rows of more than {limit} tokens left out."
+            )
         return rows
 
     def _build(self, task: AnyTask, backbone: Backbone) -> Trainee:
@@ -210,7 +225,7 @@ class Run:
         load_weights(trainee, folder)
         return trainee
 
-    def _fit(self, trainee: Trainee, rows: list[Labelled]) -> int:
+    def _fit(self, trainee: Trainee, rows: list[Labelled]) -> FitSize:
         settings = self.config.fit
         batches = make_batches(
             rows,
@@ -219,21 +234,27 @@ class Run:
             epochs=settings.epochs,
             max_tokens=settings.max_tokens,
         )
+        used = [row for batch in batches for row in batch]
         progress = self.log.progress("fit", len(batches))
         previous = signal.signal(signal.SIGTERM, self.pause)
         try:
-            with self.log.stage("fit", f"Training on {len(rows)} rows, {len(batches)} steps"):
+            with self.log.stage("fit", f"Training on {len(used)} rows, {len(batches)} steps"):
                 fit(
                     trainee,
                     batches,
                     settings,
                     checkpoint=self.out / "checkpoint.safetensors",
+                    run_digest=self._digest(used),
                     should_pause=lambda: self._stop,
                     on_step=lambda step, data: progress.update(step, **data),
                 )
         finally:
             signal.signal(signal.SIGTERM, previous)
-        return sum(len(row.token_ids) for batch in batches for row in batch)
+        return FitSize(len(used), sum(len(row.token_ids) for row in used))
+
+    def _digest(self, rows: list[Labelled]) -> str:
+        config = self.config.model_dump(mode="json")
+        return canonical_digest([config, [[row.token_ids, row.labels] for row in rows]])
 
     def _test_untrained(
         self, task: AnyTask, backbone: Backbone, tokenizer: Tokenizer, examples: Examples
@@ -272,7 +293,9 @@ class Run:
         if whose == "after":
             _write_predictions(self.out / PREDICTIONS_NAME, test, answers)
         scores = task.score(answers, [example.target for example in test])
-        self.log.emit(EventKind.METRICS, f"{whose}: {scores}", of=whose, split="test", metrics=scores)
+        self.log.emit(
+            EventKind.METRICS, f"{whose}: {scores}", of=whose, split="test", metrics=scores
+        )
         return {whose: scores}
 
 

@@ -113,6 +113,7 @@ def fit(
     settings: FitSettings,
     *,
     checkpoint: Path,
+    run_digest: str,
     should_pause: Callable[[], bool],
     on_step: Callable[[int, dict[str, Any]], None],
 ) -> None:
@@ -129,18 +130,19 @@ def fit(
     optimizer = torch.optim.AdamW(
         list(named.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    first = load_checkpoint(checkpoint, named, optimizer)
+    first = load_checkpoint(checkpoint, named, optimizer, run_digest)
     trainee.backbone.model.train()
     saved = time.monotonic()
     for step in range(first, len(batches)):
         if should_pause() or time.monotonic() - saved > settings.checkpoint_seconds:
-            save_checkpoint(checkpoint, named, optimizer, step)
+            save_checkpoint(checkpoint, named, optimizer, step, run_digest)
             saved = time.monotonic()
             if should_pause():
                 raise Paused
         rate = learning_rate(step, len(batches), settings)
         loss = _step(trainee, batches[step], optimizer, rate, accelerator, settings.max_grad_norm)
         on_step(step + 1, {"loss": loss, "learning_rate": rate})
+    checkpoint.unlink(missing_ok=True)
     trainee.backbone.model.eval()
 
 

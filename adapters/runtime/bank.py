@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adapters.backbone import Backbone, adaptable_modules
 from adapters.bundle import Bundle
+from adapters.errors import InvalidBundle
 from adapters.lora import LoraModule
 from adapters.runtime.layers import LoraLinear, Route, Stack
 from adapters.tasks.heads import Head, build_head
@@ -110,6 +111,15 @@ class Bank:
             return list(logits)
         return list(logits.split(lengths[1:].tolist()))
 
+    def check_size(self, bundle: Bundle) -> None:
+        """Raise `InvalidBundle` if an adapter would not fit even alone."""
+        size = self._place_bytes(bundle.modules)
+        if size > self._size_bytes:
+            raise InvalidBundle(
+                f"The adapter takes '{size}' bytes; the bank has {self._size_bytes}. Lower its rank, or "
+                "raise HEADSTOCK_BANK_BYTES."
+            )
+
     def can_install(self, bundle: Bundle) -> bool:
         """Tell whether there is room, or would be once adapters that nobody uses are gone."""
         in_use = sum(r.pool.place_bytes for r in self._residents.values() if r.users)
@@ -168,9 +178,9 @@ class Bank:
     def _grow(self, pool: Pool) -> None:
         for name in pool.modules:
             layer, (inputs, outputs) = self._layers[name], self._backbone.spec.modules[name]
-            options = {"dtype": self._backbone.dtype, "device": self._backbone.device}
-            a = torch.zeros(GROWTH, pool.rank, inputs, **options)
-            b = torch.zeros(GROWTH, pool.rank, outputs, **options)
+            dtype, device = self._backbone.dtype, self._backbone.device
+            a = torch.zeros(GROWTH, pool.rank, inputs, dtype=dtype, device=device)
+            b = torch.zeros(GROWTH, pool.rank, outputs, dtype=dtype, device=device)
             old = layer.stacks.get(pool.number)
             if old is not None:
                 a, b = torch.cat([old.a_CRI, a]), torch.cat([old.b_CRO, b])

@@ -98,9 +98,7 @@ class CacheView:
         return key_BLKD.transpose(1, 2), value_BLKD.transpose(1, 2)
 
 
-def view_cache(
-    cache: KeyValueCache, extents: list[Extent], num_decoding: int
-) -> CacheView | None:
+def view_cache(cache: KeyValueCache, extents: list[Extent], num_decoding: int) -> CacheView | None:
     """Return what a pass writes and reads, rows in pack order, or None if no row keeps anything."""
     tokens, cells, start = [], [], 0
     for extent in extents:

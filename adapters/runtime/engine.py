@@ -25,7 +25,6 @@ from adapters.runtime.rows import Row, RowResult
 from adapters.runtime.scheduler import Scheduler
 from adapters.tasks.base import RowOutput
 
-
 MAX_LOADS = 8  # bundles being read, or read and waiting for a place
 
 
@@ -200,7 +199,9 @@ class Engine:
             )
 
     def _read(self, digest: str) -> Bundle:
-        return load_bundle(self._fetch(digest), self.backbone.spec)
+        bundle = load_bundle(self._fetch(digest), self.backbone.spec)
+        self._bank.check_size(bundle)
+        return bundle
 
     def _install_loaded(self) -> list[str]:
         """Put bundles that are read into the bank, held so that none takes another's place at once."""
@@ -230,7 +231,9 @@ class Engine:
                 return False
             blocks = None if is_full and row.generation else self._reserve(row, len(admitted))
             if blocks is None:
-                is_full = True  # nobody who generates may pass now, or small rows would starve a big one
+                is_full = (
+                    True  # nobody who generates may pass now, or small rows would starve a big one
+                )
                 return False
             if row.adapter is not None:
                 self._bank.acquire(row.adapter)
@@ -299,7 +302,9 @@ class Engine:
         logits_GV = self.backbone.next_token_logits(hidden_TD[last_G])
         finite = logits_GV.isfinite().all(dim=1).tolist()
         survivors = []
-        for (_, item), token, good in zip(rows, logits_GV.argmax(dim=1).tolist(), finite, strict=True):
+        for (_, item), token, good in zip(
+            rows, logits_GV.argmax(dim=1).tolist(), finite, strict=True
+        ):
             if not good:
                 self._finish(item, error=_not_finite())
             elif self._append(item, token):
@@ -327,7 +332,9 @@ class Engine:
             if item.row.generation is None and item.row.adapter is not None:
                 by_adapter.setdefault(item.row.adapter, []).append(i)
         for digest, rows in by_adapter.items():
-            logits = self._bank.apply_head(digest, [hidden_TD[bounds[i] : bounds[i + 1]] for i in rows])
+            logits = self._bank.apply_head(
+                digest, [hidden_TD[bounds[i] : bounds[i + 1]] for i in rows]
+            )
             if logits is None:
                 error = InvalidRequest("The adapter has no head; it can only generate text.")
                 for i in rows:
@@ -350,7 +357,9 @@ class Engine:
 
     def _fail(self, row: Row, error: BaseException) -> None:
         if not isinstance(error, HeadstockError):
-            error = PredictionFailed(f"The engine failed on this row: {type(error).__name__}: {error}")
+            error = PredictionFailed(
+                f"The engine failed on this row: {type(error).__name__}: {error}"
+            )
         self._finished.append(RowResult(row.row_id, error=error))
 
     def _free(self, item: _Active) -> None:
@@ -365,7 +374,9 @@ def _build_cache(backbone: Backbone, size_bytes: int) -> KeyValueCache | None:
     if backbone.spec.family == "encoder":
         return None
     config = backbone.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_size = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     return KeyValueCache(
         config.num_hidden_layers,
         getattr(config, "num_key_value_heads", config.num_attention_heads),

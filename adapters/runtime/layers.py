@@ -1,6 +1,7 @@
 """The backbone's linear layer with the low-rank updates of many adapters added, each to its own tokens.
 
-Shape letters: T tokens, I input features, O output features, U adapters present in this pass, R padded rank, C places in a pool.
+Shape letters: T tokens, I input features, O output features, U adapters present in this pass, R padded rank,
+C places in a pool.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ class TaskOptions(Strict):
 class TaskParameters(Strict):
     """What one request may ask for; each task adds its own fields."""
 
-    truncate: bool = Field(False, description="Cut a text that is too long, instead of refusing it.")
+    truncate: bool = Field(
+        False, description="Cut a text that is too long, instead of refusing it."
+    )
 
 
 class HeadSpec(Strict):

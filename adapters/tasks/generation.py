@@ -83,9 +83,7 @@ class Summarization(
         labels = [*completion, tokenizer.end_ids[0]]
         return Labelled(encoded.token_ids + labels, labels)
 
-    def generation(
-        self, tokenizer: Tokenizer, parameters: SummarizationParameters
-    ) -> Generation:
+    def generation(self, tokenizer: Tokenizer, parameters: SummarizationParameters) -> Generation:
         return Generation(self._max_new_tokens(parameters), tokenizer.end_ids)
 
     def _max_new_tokens(self, parameters: SummarizationParameters) -> int:

@@ -1,4 +1,4 @@
-"""The tasks' metrics, each 0 to 1, by their standard implementations; imported where used, for they are slow to load."""
+"""The tasks' metrics, each 0 to 1, by their standard implementations; imported where used, being slow to load."""
 
 from __future__ import annotations
 

@@ -43,9 +43,7 @@ class AnsweringTarget(Strict):
     answers: list[Answer] = Field(min_length=1)
 
 
-class QuestionAnswering(
-    Task[AnsweringOptions, AnsweringRequest, AnsweringTarget, TaskParameters]
-):
+class QuestionAnswering(Task[AnsweringOptions, AnsweringRequest, AnsweringTarget, TaskParameters]):
     name: ClassVar[str] = "question-answering"
     primary_metric: ClassVar[str] = "f1"
     Options = AnsweringOptions
@@ -85,9 +83,7 @@ class QuestionAnswering(
         ]
         return Encoded(tokens.ids, truncated, (first, last + 1), offsets)
 
-    def label(
-        self, tokenizer: Tokenizer, encoded: Encoded, target: AnsweringTarget
-    ) -> Labelled:
+    def label(self, tokenizer: Tokenizer, encoded: Encoded, target: AnsweringTarget) -> Labelled:
         answer = target.answers[0]
         begin, end = answer.answer_start, answer.answer_start + len(answer.text)
         inside = [i for i, (s, e) in enumerate(encoded.offsets) if s < end and e > begin]

@@ -116,9 +116,7 @@ class TextClassification(
     def score(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[ClassificationTarget]
     ) -> dict[str, float]:
-        return classification_metrics(
-            [p["label"] for p in predictions], [t.label for t in targets]
-        )
+        return classification_metrics([p["label"] for p in predictions], [t.label for t in targets])
 
     def baselines(
         self,

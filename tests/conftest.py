@@ -1,0 +1,66 @@
+"""Fixtures shared by all tests: a clean environment, tiny backbones, their specs and tokenizers."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    """No test sees or touches the user's own state."""
+    for name in list(os.environ):
+        if name.startswith("HEADSTOCK_") and name != "HEADSTOCK_TEST_HOME":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HEADSTOCK_HOME", str(tmp_path / "home"))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "end_to_end" in Path(item.fspath).parts:
+            item.add_marker(pytest.mark.end_to_end)
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(tmp_path_factory) -> Path:
+    from tests.tiny import save_backbone
+
+    return save_backbone(tmp_path_factory.mktemp("backbones") / "tiny-llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory) -> Path:
+    from tests.tiny import save_backbone
+
+    return save_backbone(tmp_path_factory.mktemp("backbones") / "tiny-bert", "bert")
+
+
+@pytest.fixture(scope="session")
+def decoder_spec(decoder_folder):
+    from adapters.backbone import describe_backbone
+
+    return describe_backbone(decoder_folder)
+
+
+@pytest.fixture(scope="session")
+def encoder_spec(encoder_folder):
+    from adapters.backbone import describe_backbone
+
+    return describe_backbone(encoder_folder)
+
+
+@pytest.fixture(scope="session")
+def decoder_tokenizer(decoder_folder):
+    from adapters.tokenizer import load_tokenizer
+
+    return load_tokenizer(decoder_folder)
+
+
+@pytest.fixture(scope="session")
+def encoder_tokenizer(encoder_folder):
+    from adapters.tokenizer import load_tokenizer
+
+    return load_tokenizer(encoder_folder)

@@ -125,8 +125,9 @@ def _reads(decoding: list[Extent]) -> tuple[Tensor | None, Tensor | None]:
     lengths = torch.tensor([extent.num_cached + extent.num_new for extent in decoding])
     longest = int(lengths.max())
     width = blocks_for(longest)
-    # Rows of fewer blocks repeat block 0 as padding, which the mask hides.
     table = torch.tensor([(e.blocks + [0] * width)[:width] for e in decoding], dtype=torch.long)
     cells_BL = (table[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1)[:, :longest]
     mask_BL = torch.arange(longest) < lengths[:, None]
-    return cells_BL, mask_BL[:, None, None, :]
+    # Padding reads the row's own first cell: a masked key weighs zero, but zero times another row's NaN,
+    # or times memory never written, is NaN.
+    return torch.where(mask_BL, cells_BL, cells_BL[:, :1]), mask_BL[:, None, None, :]

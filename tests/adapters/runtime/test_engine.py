@@ -182,6 +182,16 @@ def test_rows_beyond_the_cache_wait_and_are_answered_the_same(
     assert tight.stats.steps > wide.stats.steps
 
 
+def test_what_lies_in_unused_cells_does_not_matter(engine, decoder_tokenizer):
+    rows = rows_of(decoder_tokenizer, [None, "summary", None, "summary"])
+    engine.run(rows)
+    expected = engine.run(rows)
+    engine._cache.keys.fill_(float("nan"))
+    engine._cache.values.fill_(float("nan"))
+    for left, right in zip(engine.run(rows), expected, strict=True):
+        assert_same(left, right)
+
+
 def test_a_bank_with_room_for_one_adapter_serves_many(decoder_spec, decoder_tokenizer, bundles):
     rows = rows_of(decoder_tokenizer, ["two", "other", "two", "other", "two"])
     one = EngineLimits(bank_bytes=20_000)

@@ -1,0 +1,31 @@
+# Two targets of one base: `docker build --target serve .` and `--target train .`; neither runs as root.
+FROM python:3.11-slim-bookworm AS base
+# Where to find a CPU build of torch, if pip would otherwise bring CUDA.
+ARG TORCH_INDEX_URL=""
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HEADSTOCK_HOME=/var/lib/headstock
+WORKDIR /opt/headstock
+COPY requirements.lock backbones.txt ./
+RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} torch==2.13.0 \
+    && pip install --no-deps -r backbones.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY adapters adapters
+COPY training training
+COPY service service
+RUN useradd --uid 10001 --create-home headstock \
+    && install -d -o headstock -g headstock /var/lib/headstock
+
+# `train` first: a plain `docker build .` makes the last target, the server.
+FROM base AS train
+RUN pip install -c requirements.lock ".[train]"
+USER headstock
+VOLUME /var/lib/headstock
+ENTRYPOINT ["python", "-m", "training"]
+
+FROM base AS serve
+RUN pip install -c requirements.lock gguf .
+USER headstock
+VOLUME /var/lib/headstock
+EXPOSE 8000
+HEALTHCHECK --interval=10s --start-period=120s CMD \
+    ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health')"]
+CMD ["headstock", "serve", "--host", "0.0.0.0"]

@@ -1,0 +1,108 @@
+"""The tasks' metrics against scikit-learn, rouge-score and the code of SQuAD's own evaluation script."""
+
+import re
+import string
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sklearn.metrics import classification_report
+
+from adapters.tasks.metrics import (
+    classification_metrics,
+    normalize,
+    rouge_metrics,
+    squad_metrics,
+    token_f1,
+)
+
+WORDS = ["the", "The", "an", "A", "cat", "Cat,", "cats", "sat", "1843", "U.S.", "été", "北京", "-", "''"]
+phrases = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
+seeded = settings(max_examples=200, deadline=None, derandomize=True)
+
+
+def squad_normalize(text):
+    exclude = set(string.punctuation)
+    text = "".join(ch for ch in text.lower() if ch not in exclude)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def squad_f1(prediction, truth):
+    """evaluate-v2.0.py's compute_f1: as v1.1's, but two empty answers agree."""
+    predicted, gold = squad_normalize(prediction).split(), squad_normalize(truth).split()
+    if not predicted or not gold:
+        return int(predicted == gold)
+    num_same = sum((Counter(predicted) & Counter(gold)).values())
+    if num_same == 0:
+        return 0
+    precision, recall = num_same / len(predicted), num_same / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+@seeded
+@given(st.lists(st.tuples(phrases, st.lists(phrases, min_size=1, max_size=3)), min_size=1, max_size=4))
+def test_answers_score_as_squads_own_script_scores_them(rows):
+    ours = squad_metrics([p for p, _ in rows], [refs for _, refs in rows])
+    f1 = sum(max(squad_f1(p, r) for r in refs) for p, refs in rows) / len(rows)
+    exact = sum(
+        max(squad_normalize(p) == squad_normalize(r) for r in refs) for p, refs in rows
+    ) / len(rows)
+    assert ours == pytest.approx({"f1": f1, "exact_match": exact})
+
+
+@pytest.mark.parametrize(
+    ("predicted", "reference", "f1"),
+    [
+        ("Denver Broncos", "The Denver Broncos!", 1.0),
+        ("the Broncos", "Denver Broncos", 2 / 3),
+        ("cat cat", "cat", 2 / 3),
+        ("Panthers", "Broncos", 0.0),
+        ("", "Broncos", 0.0),
+        ("the", "a", 1.0),
+    ],
+)
+def test_the_f1_of_an_answer_counts_shared_words(predicted, reference, f1):
+    assert token_f1(predicted, reference) == pytest.approx(f1)
+
+
+def test_articles_leave_an_answer_only_as_whole_words():
+    assert normalize("The theatre, a Banana & an  ant") == "theatre banana ant"
+
+
+@seeded
+@given(st.lists(st.tuples(*[st.sampled_from("abcd")] * 2), min_size=1, max_size=30))
+def test_accuracy_and_macro_f1_are_those_of_scikit_learns_report(pairs):
+    predicted, actual = map(list, zip(*pairs, strict=True))
+    report = classification_report(actual, predicted, output_dict=True, zero_division=0)
+    right = sum(p == a for p, a in pairs) / len(pairs)
+    ours = classification_metrics(predicted, actual)
+    assert ours == pytest.approx({"accuracy": right, "macro_f1": report["macro avg"]["f1-score"]})
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(phrases, phrases), min_size=1, max_size=3))
+def test_rouge_is_the_mean_of_googles_f_measures_with_stemming(pairs):
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    scores = [scorer.score(target=r, prediction=p) for p, r in pairs]
+    expected = {
+        ours: sum(score[theirs].fmeasure for score in scores) / len(scores)
+        for ours, theirs in [("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")]
+    }
+    predicted, references = zip(*pairs, strict=True)
+    assert rouge_metrics(predicted, references) == pytest.approx(expected)
+
+
+def test_rouge_takes_word_forms_as_one_and_minds_the_order():
+    scores = rouge_metrics(["dogs jumped over"], ["dog jumps over"])
+    assert scores == pytest.approx({"rouge_1": 1.0, "rouge_2": 1.0, "rouge_l": 1.0})
+    assert rouge_metrics(["b a"], ["a b"]) == pytest.approx(
+        {"rouge_1": 1.0, "rouge_2": 0.0, "rouge_l": 0.5}
+    )
+
+
+@pytest.mark.parametrize("metric", [squad_metrics, rouge_metrics])
+def test_predictions_and_references_of_different_number_are_an_error(metric):
+    with pytest.raises(ValueError, match="shorter"):
+        metric(["a", "b"], ["a"])

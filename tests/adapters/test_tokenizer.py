@@ -1,0 +1,93 @@
+"""The tokenizer's view of a text: every character accounted for, nothing cut, nothing padded."""
+
+import json
+import shutil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.tokenizer import Tokens, load_tokenizer
+
+texts = st.text(max_size=60) | st.text("ab .,北京é🙂\u200d\n\u2028", max_size=60)
+seeded = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+@seeded
+@given(text=texts)
+def test_decoding_gives_back_the_text_that_was_encoded(text, decoder_tokenizer, encoder_tokenizer):
+    for tokenizer in (decoder_tokenizer, encoder_tokenizer):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+@seeded
+@given(text=texts)
+def test_offsets_rise_and_cover_every_character(text, decoder_tokenizer):
+    offsets = decoder_tokenizer.encode(text).offsets
+    assert {i for start, end in offsets for i in range(start, end)} == set(range(len(text)))
+    assert offsets == sorted(offsets)
+
+
+@seeded
+@given(text=texts.filter(bool), data=st.data())
+def test_a_position_is_found_in_the_first_and_last_token_that_hold_it(
+    text, data, encoder_tokenizer
+):
+    place = data.draw(st.integers(0, len(text) - 1))
+    tokens = encoder_tokenizer.encode(text)
+    holding = [i for i, (start, end) in enumerate(tokens.offsets) if start <= place < end]
+    assert tokens.first_after(place) == holding[0]
+    assert tokens.last_before(place + 1) == holding[-1]
+
+
+def test_tokens_the_tokenizer_adds_are_never_taken_for_text():
+    tokens = Tokens([1, 5, 6, 2], [(0, 0), (0, 2), (2, 4), (0, 0)])
+    assert (tokens.first_after(0), tokens.last_before(4)) == (1, 2)
+
+
+def test_a_truncation_stored_with_the_tokenizer_cuts_nothing(encoder_folder, encoder_tokenizer):
+    stored = json.loads((encoder_folder / "tokenizer.json").read_text())["truncation"]
+    assert stored["max_length"] == 20
+    assert len(encoder_tokenizer.encode("x " * 500).ids) > 500
+
+
+def test_special_tokens_are_added_only_on_demand(encoder_tokenizer):
+    plain = encoder_tokenizer.encode("good film", add_special=False).ids
+    assert encoder_tokenizer.encode("good film").ids == [1, *plain, 2]
+
+
+def test_the_chat_prompt_ends_where_the_assistant_begins(decoder_tokenizer, encoder_tokenizer):
+    prompt = decoder_tokenizer.chat([{"role": "user", "content": "Hi {{ 1 + 1 }}"}])
+    assert prompt == "<|start|>user\nHi {{ 1 + 1 }}<|end|>\n<|start|>assistant\n"
+    assert (decoder_tokenizer.has_chat, encoder_tokenizer.has_chat) == (True, False)
+
+
+def test_special_tokens_in_a_prompt_become_one_id_and_leave_the_text(decoder_tokenizer):
+    ids = decoder_tokenizer.encode("<|start|>a<|end|>", add_special=False).ids
+    assert (ids[0], ids[-1], decoder_tokenizer.decode(ids)) == (1, 2, "a")
+
+
+@pytest.mark.parametrize(
+    ("configured", "expected"), [([2, 7], (2, 7)), (7, (2, 7)), (2, (2,)), (None, (2,))]
+)
+def test_all_ids_that_end_a_text_are_known(decoder_folder, tmp_path, configured, expected):
+    folder = shutil.copytree(decoder_folder, tmp_path / "copy")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": configured}))
+    assert load_tokenizer(folder).end_ids == expected
+
+
+def test_the_fingerprint_holds_for_a_copy_and_changes_with_the_template(decoder_folder, tmp_path):
+    folder = shutil.copytree(decoder_folder, tmp_path / "copy")
+    original = load_tokenizer(decoder_folder).fingerprint()
+    assert load_tokenizer(folder).fingerprint() == original
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert load_tokenizer(folder).fingerprint() != original
+
+
+def test_the_fingerprint_changes_with_the_vocabulary(decoder_folder, tmp_path):
+    folder = shutil.copytree(decoder_folder, tmp_path / "copy")
+    path = folder / "tokenizer.json"
+    stored = json.loads(path.read_text())
+    stored["model"]["merges"].pop()
+    path.write_text(json.dumps(stored))
+    assert load_tokenizer(folder).fingerprint() != load_tokenizer(decoder_folder).fingerprint()

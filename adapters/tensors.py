@@ -15,7 +15,11 @@ from safetensors import SafetensorError, deserialize
 
 from adapters.errors import InvalidBundle
 
-FLOAT_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+FLOAT_TYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 _MAX_HEADER_BYTES = 64 * 2**20
 
 

@@ -277,7 +277,7 @@ def _execute(config: RunConfig, out: Path, settings: Settings) -> RunResult:
     from service.settings import prepare_home
 
     prepare_home(settings.home)
-    with RunProgress(Console(stderr=True), config.task) as progress:
+    with RunProgress(Console(), config.task) as progress:
         result = execute_run(config, out, settings.home, progress.show)
     for whose, metrics in result.metrics.items():
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

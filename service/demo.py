@@ -148,7 +148,7 @@ def run_demo(settings: Settings, out: Path) -> bool:
         raise
     finally:
         (out / "report.json").write_text(json.dumps(report.body(), indent=2) + "\n")
-    _print_report(Console(), report, out)
+    _print_report(Console(width=None if sys.stdout.isatty() else 110), report, out)
     return report.is_ok
 
 
@@ -170,6 +170,8 @@ class Demo:
         self._url = f"http://127.0.0.1:{self._settings.port}"
 
     def run(self) -> None:
+        if not DATA.is_dir():
+            raise EnvironmentProblem(f"No folder '{DATA}'. Run the demo from a clone of the repository.")
         for folder in ("runs", "registry"):
             shutil.rmtree(self._out / folder, ignore_errors=True)
         (self._out / "registry").mkdir(parents=True)

@@ -71,7 +71,9 @@ def test_a_wrong_import_is_found(tmp_path, package, line):
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_the_text_side_imports_no_torch(module):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

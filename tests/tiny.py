@@ -26,7 +26,12 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 256}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 256,
+}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -62,7 +67,13 @@ def save_backbone(folder: Path, model_type: str = "llama", seed: int = 0) -> Pat
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = save_tokenizer(folder, "encoder" if model_type == "bert" else "decoder")
-    common = {**SIZES, "vocab_size": vocab_size, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    common = {
+        **SIZES,
+        "vocab_size": vocab_size,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     model = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**common, **HEADS)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**common, **HEADS)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,6 +22,7 @@ from training.contract import (
     RunConfig,
 )
 from training.events import EventLog
+from training.inputs import read_inputs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,11 +61,14 @@ def _open_log(out: Path, config: RunConfig) -> EventLog:
 def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
     log.emit(EventKind.STARTED, f"{config.action} {config.task}", pid=os.getpid())
     try:
+        with log.stage("data", "Reading the data"):
+            inputs = read_inputs(config, log)
+        _silence_libraries()
         from training.run import Run  # torch, transformers and peft load only now
         from training.trainer import Paused
 
         try:
-            result = Run(config, out, home, log).execute()
+            result = Run(config, inputs, out, home, log).execute()
         except Paused:
             log.emit(EventKind.PAUSED, "Stopped with a checkpoint; run the same command to go on.")
             return ExitCode.PAUSED
@@ -77,6 +82,13 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
     (out / RESULT_NAME).write_text(result.model_dump_json(indent=2) + "\n")
     log.emit(EventKind.FINISHED, "Finished", result=result.model_dump())
     return ExitCode.DONE
+
+
+def _silence_libraries() -> None:
+    """Keep bars and notes of the libraries out of a run's log; our own events tell how far it is."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 if __name__ == "__main__":

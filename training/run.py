@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from adapters.backbone import Backbone, describe_backbone, find_backbone, load_b
 from adapters.bundle import load_bundle
 from adapters.errors import InvalidData, InvalidRequest, TextTooLong
 from adapters.tasks.base import Labelled
-from adapters.tasks.catalog import AnyTask, get_task, task_class
+from adapters.tasks.catalog import AnyTask, get_task
 from adapters.tensors import canonical_digest
 from adapters.tokenizer import Tokenizer, load_tokenizer
 from training.batches import make_batches
@@ -24,7 +23,7 @@ from training.contract import (
     RunConfig,
     RunResult,
 )
-from training.data import Example, fingerprint, load_examples
+from training.data import Example
 from training.evaluation import Prediction, predict
 from training.events import EventLog
 from training.export import (
@@ -34,20 +33,10 @@ from training.export import (
     seal,
     write_weights,
 )
-from training.gate import check_examples
+from training.inputs import Inputs
 from training.trainer import Trainee, build_trainee, fit
 
 Metrics = dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    train: list[Example]
-    test: list[Example]
-
-    def fingerprints(self) -> dict[str, str]:
-        parts = {"train": self.train, "test": self.test}
-        return {name: fingerprint(rows) for name, rows in parts.items() if rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +55,14 @@ class Run:
         home: where prepared backbones are kept.
     """
 
-    def __init__(self, config: RunConfig, out: Path, home: Path, log: EventLog) -> None:
+    def __init__(
+        self, config: RunConfig, inputs: Inputs, out: Path, home: Path, log: EventLog
+    ) -> None:
         self.config = config
+        self.inputs = inputs
         self.out = out
-        self.log = log
         self.home = home
+        self.log = log
         self._stop = False
 
     def execute(self) -> RunResult:
@@ -80,39 +72,21 @@ class Run:
             Paused: SIGTERM came; a checkpoint is saved.
             HeadstockError: the config, the data or a bundle is at fault.
         """
-        cls = task_class(self.config.task)
-        with self.log.stage("data", "Reading the data"):
-            examples = self._read(cls)
         with self.log.stage("backbone", f"Loading backbone {self.config.backbone}"):
             folder = find_backbone(self.config.backbone, self.home)
             spec = describe_backbone(folder, self.config.backbone)
             backbone = load_backbone(spec, self.config.dtype)
             tokenizer = load_tokenizer(folder)
         if self.config.action == "evaluate":
-            return self._evaluate_bundle(backbone, tokenizer, examples.test)
-        return self._train(cls, backbone, tokenizer, examples)
+            return self._evaluate_bundle(backbone, tokenizer)
+        return self._train(backbone, tokenizer)
 
     def pause(self, *_: object) -> None:
         """Ask the run to save a checkpoint and stop after the step it is in."""
         self._stop = True
 
-    def _read(self, cls: type[AnyTask]) -> Examples:
-        data = self.config.data
-        wants_train = self.config.action == "train"
-        if wants_train and not data.train:
-            raise InvalidRequest("No training file. Set data.train.", param="data.train")
-        if not wants_train and not (data.test and self.config.bundle):
-            raise InvalidRequest("To evaluate, set data.test and bundle.", param="bundle")
-        train = load_examples(data.train, cls) if wants_train and data.train else []
-        test = load_examples(data.test, cls)[: data.max_test_rows] if data.test else []
-        if wants_train:
-            for warning in check_examples(train, test):
-                self.log.emit(EventKind.WARNING, warning)
-        return Examples(train, test)
-
-    def _evaluate_bundle(
-        self, backbone: Backbone, tokenizer: Tokenizer, test: list[Example]
-    ) -> RunResult:
+    def _evaluate_bundle(self, backbone: Backbone, tokenizer: Tokenizer) -> RunResult:
+        test = self.inputs.test
         folder = Path(str(self.config.bundle))
         bundle = load_bundle(folder, backbone.spec)
         task = bundle.task()
@@ -131,14 +105,13 @@ class Run:
             seconds=self.log.seconds,
         )
 
-    def _train(
-        self, cls: type[AnyTask], backbone: Backbone, tokenizer: Tokenizer, examples: Examples
-    ) -> RunResult:
-        task, parent = self._task(cls, backbone, examples)
-        rows = self._encode(task, tokenizer, backbone, examples.train)
+    def _train(self, backbone: Backbone, tokenizer: Tokenizer) -> RunResult:
+        task, parent = self._task(backbone)
+        test = self.inputs.test
+        rows = self._encode(task, tokenizer, backbone)
         metrics: Metrics = {}
-        if examples.test and self.config.evaluate_untrained:
-            metrics |= self._test_untrained(task, backbone, tokenizer, examples)
+        if test and self.config.evaluate_untrained:
+            metrics |= self._test_untrained(task, backbone, tokenizer)
         trainee = self._build(task, backbone)
         size = self._fit(trainee, rows)
         folder = self.out / BUNDLE_NAME
@@ -152,48 +125,41 @@ class Run:
                 spec=backbone.spec,
                 tokenizer=tokenizer,
                 metrics=found,
-                data=examples.fingerprints(),
+                data=self.inputs.fingerprints(),
                 seed=self.config.fit.seed,
                 parent=parent,
             ).digest
 
         # Sealed twice: the engine that tests it takes sealed bundles only, and metrics are not in the digest.
         sealed(metrics)
-        if examples.test:
-            metrics |= self._test("after", task, backbone, tokenizer, folder, examples.test)
-            metrics |= _baselines(task, examples.test)
+        if test:
+            metrics |= self._test("after", task, backbone, tokenizer, folder, test)
+            metrics |= _baselines(task, test)
         return RunResult(
             task=task.name,
             primary_metric=task.primary_metric,
             digest=sealed(metrics),
             metrics=metrics,
             num_train_rows=size.num_rows,
-            num_test_rows=len(examples.test),
+            num_test_rows=len(test),
             num_tokens=size.num_tokens,
             seconds=self.log.seconds,
         )
 
-    def _task(
-        self, cls: type[AnyTask], backbone: Backbone, examples: Examples
-    ) -> tuple[AnyTask, str | None]:
+    def _task(self, backbone: Backbone) -> tuple[AnyTask, str | None]:
+        """Return the task and, if the run goes on from a parent, the parent's digest."""
         if self.config.parent is None:
-            options = cls.options_from(self.config.options, [e.target for e in examples.train])
-            return get_task(self.config.task, options), None
+            assert self.inputs.task is not None
+            return self.inputs.task, None
         manifest = check_parent(Path(self.config.parent), backbone.spec, self.config.task)
         return get_task(manifest.task, manifest.options), manifest.digest
 
-    def _encode(
-        self,
-        task: AnyTask,
-        tokenizer: Tokenizer,
-        backbone: Backbone,
-        examples: Sequence[Example],
-    ) -> list[Labelled]:
+    def _encode(self, task: AnyTask, tokenizer: Tokenizer, backbone: Backbone) -> list[Labelled]:
         """Return the rows to train on; those that are too long are left out, and counted."""
         limit = self.config.data.max_row_tokens or backbone.spec.max_tokens
         parameters = task.Parameters.model_validate({})
         rows: list[Labelled] = []
-        for example in examples:
+        for example in self.inputs.train:
             try:
                 encoded = task.encode(
                     tokenizer, example.request, parameters, backbone.spec.max_tokens
@@ -209,8 +175,8 @@ class Run:
                 rows.append(row)
         if not rows:
             raise InvalidData(f"No training row has at most {limit} tokens.", param="data")
-        if len(rows) < len(examples):
-            left_out = len(examples) - len(rows)
+        if len(rows) < len(self.inputs.train):
+            left_out = len(self.inputs.train) - len(rows)
             self.log.emit(
                 EventKind.WARNING, f"{left_out} rows of more than {limit} tokens left out."
             )
@@ -256,9 +222,7 @@ class Run:
         config = self.config.model_dump(mode="json")
         return canonical_digest([config, [[row.token_ids, row.labels] for row in rows]])
 
-    def _test_untrained(
-        self, task: AnyTask, backbone: Backbone, tokenizer: Tokenizer, examples: Examples
-    ) -> Metrics:
+    def _test_untrained(self, task: AnyTask, backbone: Backbone, tokenizer: Tokenizer) -> Metrics:
         """Test the start that training begins from: the bare backbone, or with a head that knows nothing yet."""
         folder = None
         if task.head(backbone.spec.family) is not None:
@@ -276,7 +240,7 @@ class Run:
                 seed=self.config.fit.seed,
                 parent=None,
             )
-        return self._test("before", task, backbone, tokenizer, folder, examples.test)
+        return self._test("before", task, backbone, tokenizer, folder, self.inputs.test)
 
     def _test(
         self,

@@ -54,7 +54,9 @@ def test_what_is_loaded_is_what_was_saved(bundle, decoder_spec):
     for name, module in loaded.modules.items():
         assert torch.equal(to_torch(module.a), saved[f"base_model.model.{name}.lora_A.weight"])
         assert module.scale == 2.0
-    assert torch.equal(to_torch(loaded.head["weight"]), load_file(bundle / "head.safetensors")["weight"])
+    assert torch.equal(
+        to_torch(loaded.head["weight"]), load_file(bundle / "head.safetensors")["weight"]
+    )
     assert loaded.task().options.labels == ["label-0", "label-1", "label-2"]
 
 
@@ -96,7 +98,8 @@ def test_no_path_of_this_machine_is_in_a_bundle(bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["adapter_config.json", "adapter_model.safetensors", "head.safetensors", "manifest.json"]
+    "name",
+    ["adapter_config.json", "adapter_model.safetensors", "head.safetensors", "manifest.json"],
 )
 def test_a_missing_file_is_named(bundle, name):
     (bundle / name).unlink()
@@ -124,7 +127,9 @@ def test_a_changed_manifest_is_found_by_its_digest(bundle):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "head.safetensors"])
 def test_numbers_that_are_not_finite_are_refused(bundle, name, value):
-    change_weights(bundle, lambda t: max(t.values(), key=torch.numel).view(-1)[3].fill_(value), name)
+    change_weights(
+        bundle, lambda t: max(t.values(), key=torch.numel).view(-1)[3].fill_(value), name
+    )
     with pytest.raises(InvalidBundle, match="NaN or infinity"):
         load_bundle(bundle)
 
@@ -171,7 +176,9 @@ def test_a_pickle_under_a_safetensors_name_is_refused(bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     from adapters.tensors import file_digest
 
-    manifest["files"]["adapter_model.safetensors"] = file_digest(bundle / "adapter_model.safetensors")
+    manifest["files"]["adapter_model.safetensors"] = file_digest(
+        bundle / "adapter_model.safetensors"
+    )
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InvalidBundle, match="not a safetensors file"):
         load_bundle(bundle)

@@ -40,9 +40,7 @@ class Stack(nn.Module):
 def save_peft(folder, **options):
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        **{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up"], **options}
-    )
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up"], **options})
     model = get_peft_model(Stack(), config)
     model.save_pretrained(folder)
     stored = json.loads((folder / "adapter_config.json").read_text())
@@ -136,7 +134,9 @@ def test_a_config_that_is_not_plain_lora_is_refused(change, said):
         read_lora({**CONFIG, **change}, weights())
 
 
-@pytest.mark.xfail(strict=True, reason="adapters/lora.py:_pattern and _scale trust the config's types")
+@pytest.mark.xfail(
+    strict=True, reason="adapters/lora.py:_pattern and _scale trust the config's types"
+)
 @pytest.mark.parametrize(
     "change",
     [{"rank_pattern": {"(": 4}}, {"rank_pattern": ["up"]}, {"lora_alpha": 10**400}],

@@ -59,7 +59,9 @@ def test_the_extremes_of_each_format_are_finite(tmp_path, name, value):
     assert read_tensors(saved(tmp_path, x=tensor))["x"].is_finite()
 
 
-@pytest.mark.parametrize(("name", "low"), [("F32", b"\0\0"), ("F32", b"\1\0"), ("F16", b""), ("BF16", b"")])
+@pytest.mark.parametrize(
+    ("name", "low"), [("F32", b"\0\0"), ("F32", b"\1\0"), ("F16", b""), ("BF16", b"")]
+)
 def test_finite_is_what_torch_calls_finite_for_every_upper_half(name, low):
     values = [low + struct.pack("<H", bits) for bits in range(2**16)]
     expected = torch.isfinite(as_torch(RawTensor(name, (2**16,), b"".join(values)))).tolist()

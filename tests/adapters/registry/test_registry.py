@@ -178,7 +178,9 @@ actions = st.lists(
 
 
 @given(actions)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_history_gives_what_a_plain_model_of_it_gives(
     tmp_path_factory, decoder_spec, bundles, history
 ):

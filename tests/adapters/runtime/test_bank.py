@@ -30,7 +30,9 @@ def bundles(tmp_path_factory, decoder_spec, backbone):
     root = tmp_path_factory.mktemp("bank")
     made = {}
     for seed, lora in enumerate(SHAPES):
-        save_bundle(root / str(seed), decoder_spec, classifier(), seed=seed, backbone=backbone, **lora)
+        save_bundle(
+            root / str(seed), decoder_spec, classifier(), seed=seed, backbone=backbone, **lora
+        )
         made[str(seed)] = load_bundle(root / str(seed), decoder_spec)
     return made
 
@@ -42,7 +44,9 @@ steps = st.lists(
 
 
 @given(steps, st.integers(40_000, 120_000))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_whatever_happens_the_bound_holds_and_weights_stay_whose_they_are(
     backbone, bundles, actions, size_bytes
 ):

@@ -75,7 +75,19 @@ def assert_same(left, right):
 
 
 def test_a_mixed_batch_equals_each_row_alone(engine, decoder_tokenizer):
-    mix = ["two", None, "many", "summary", "spans", "other", "two", None, "summary", "many", "spans"]
+    mix = [
+        "two",
+        None,
+        "many",
+        "summary",
+        "spans",
+        "other",
+        "two",
+        None,
+        "summary",
+        "many",
+        "spans",
+    ]
     rows = rows_of(decoder_tokenizer, mix)
     engine.run(rows)  # brings the adapters in; from now on all rows start together
     mixed = engine.run(rows)

@@ -17,7 +17,9 @@ def test_packed_rows_equal_the_stock_model_row_by_row(tmp_path, model_type):
     backbone = load_backbone(spec, "float32")
     stock = AutoModel.from_pretrained(spec.folder, dtype=torch.float32).eval()
     lengths = [1, 2, 2, 3, 17, 18, 40, 41, 200]
-    rows = [torch.randint(3, 300, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    rows = [
+        torch.randint(3, 300, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths
+    ]
     with torch.no_grad():
         packed = backbone.hidden_states(torch.cat(rows), pack_rows(lengths))
         for row, hidden in zip(rows, packed.split(lengths), strict=True):

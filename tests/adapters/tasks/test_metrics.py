@@ -18,7 +18,22 @@ from adapters.tasks.metrics import (
     token_f1,
 )
 
-WORDS = ["the", "The", "an", "A", "cat", "Cat,", "cats", "sat", "1843", "U.S.", "été", "北京", "-", "''"]
+WORDS = [
+    "the",
+    "The",
+    "an",
+    "A",
+    "cat",
+    "Cat,",
+    "cats",
+    "sat",
+    "1843",
+    "U.S.",
+    "été",
+    "北京",
+    "-",
+    "''",
+]
 phrases = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
 seeded = settings(max_examples=200, deadline=None, derandomize=True)
 
@@ -42,7 +57,9 @@ def squad_f1(prediction, truth):
 
 
 @seeded
-@given(st.lists(st.tuples(phrases, st.lists(phrases, min_size=1, max_size=3)), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(phrases, st.lists(phrases, min_size=1, max_size=3)), min_size=1, max_size=4)
+)
 def test_answers_score_as_squads_own_script_scores_them(rows):
     ours = squad_metrics([p for p, _ in rows], [refs for _, refs in rows])
     f1 = sum(max(squad_f1(p, r) for r in refs) for p, refs in rows) / len(rows)

@@ -10,7 +10,9 @@ from adapters.tasks.generation import instruction_prompt
 from tests.tiny import CORPUS
 
 texts = (
-    st.lists(st.sampled_from([*" ".join(CORPUS).split(), "🙂👩‍👩‍👧", "北京", " ", "\n"]), min_size=1).map(" ".join)
+    st.lists(
+        st.sampled_from([*" ".join(CORPUS).split(), "🙂👩‍👩‍👧", "北京", " ", "\n"]), min_size=1
+    ).map(" ".join)
     | st.text("ab .é北京🙂👩\u200d\n", min_size=1, max_size=80)
     | st.text(min_size=1, max_size=80)
 )
@@ -79,6 +81,16 @@ def test_a_text_that_fits_exactly_is_not_cut(encoder_tokenizer):
     fitted = fit_prompt(encoder_tokenizer, frame, CORPUS[0], size, truncate=True, param="text")
     cut = fit_prompt(encoder_tokenizer, frame, CORPUS[0], size - 1, truncate=True, param="text")
     assert (fitted[0].text, fitted[2], cut[2]) == (CORPUS[0], False, True)
+
+
+def test_a_cut_text_keeps_every_token_there_is_room_for(encoder_tokenizer):
+    frame = framed(("Review: ", "\nVerdict:"))
+    least = len(encoder_tokenizer.encode(frame("").text).ids)
+    for room in range(1, 30):  # an x is one token, alone or among others
+        prompt, tokens, _ = fit_prompt(
+            encoder_tokenizer, frame, "x" * 40, least + room, truncate=True, param="text"
+        )
+        assert (prompt.stop - prompt.start, len(tokens.ids)) == (room, least + room)
 
 
 def test_a_frame_that_alone_is_too_long_is_refused_without_the_advice_to_cut(encoder_tokenizer):

@@ -18,7 +18,11 @@ from tests.tiny import CORPUS
 
 CLASS = task_class("question-answering")
 TASK = get_task("question-answering", {})
-contexts = st.text("ab .é北京🙂👩\u200d\n\u3000", min_size=1, max_size=60) | st.text(min_size=1) | st.sampled_from(CORPUS)
+contexts = (
+    st.text("ab .é北京🙂👩\u200d\n\u3000", min_size=1, max_size=60)
+    | st.text(min_size=1)
+    | st.sampled_from(CORPUS)
+)
 seeded = settings(max_examples=200, deadline=None, derandomize=True)
 
 
@@ -67,7 +71,9 @@ def test_the_readable_tokens_are_the_context_and_nothing_else(context, encoder_t
     _, encoded = encode(encoder_tokenizer, context)
     covered = {i for start, end in encoded.offsets for i in range(start, end)}
     assert covered == set(range(len(context)))
-    assert encoder_tokenizer.decode(encoded.token_ids[: encoded.read[0]]).startswith("Question: Who?")
+    assert encoder_tokenizer.decode(encoded.token_ids[: encoded.read[0]]).startswith(
+        "Question: Who?"
+    )
     assert encoded.token_ids[encoded.read[1] :] == [2]
 
 

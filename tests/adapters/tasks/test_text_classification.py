@@ -76,7 +76,9 @@ def test_an_unknown_label_is_refused_with_the_known_ones(count, said):
 def test_scores_are_the_softmax_in_the_order_of_the_labels(logits):
     labels = ["c", "a", "b"]
     output = RowOutput(np.array(logits, np.float32))
-    answer = classifier(labels=labels).postprocess(None, CLASS.Request(text="x"), Encoded([1]), output)
+    answer = classifier(labels=labels).postprocess(
+        None, CLASS.Request(text="x"), Encoded([1]), output
+    )
     expected = torch.tensor(logits).softmax(0)
     assert list(answer["scores"]) == labels
     assert list(answer["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
@@ -128,7 +130,9 @@ def test_the_score_compares_predicted_with_true_labels():
         pytest.param(
             {"labels": ["a", "a"]},
             "labels",
-            marks=pytest.mark.xfail(strict=True, reason="ClassificationOptions takes a label twice"),
+            marks=pytest.mark.xfail(
+                strict=True, reason="ClassificationOptions takes a label twice"
+            ),
         ),
     ],
 )

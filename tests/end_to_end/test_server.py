@@ -1,0 +1,288 @@
+"""One real server on a tiny backbone: predictions, bad input, uploads, and a swap under load."""
+
+import io
+import json
+import shutil
+import tarfile
+import threading
+
+import httpx
+import psutil
+import pytest
+
+from service.client import ClientError
+from service.demo_traffic import swap_version
+from tests.bundles import answerer, classifier, save_bundle, summarizer
+from tests.servers import running_server
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, decoder_spec):
+    root = tmp_path_factory.mktemp("server-bundles")
+    for name, task in {
+        "labels": classifier(2),
+        "labels-2": classifier(2),
+        "many": classifier(77),
+        "answers": answerer(),
+        "summary": summarizer(),
+    }.items():
+        save_bundle(root / name, decoder_spec, task, seed=len(name))
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, decoder_folder, bundles):
+    home = tmp_path_factory.mktemp("server-home")
+    with running_server(home, str(decoder_folder), dtype="float32", max_row_tokens=200) as running:
+        client, _ = running
+        for name in ("labels", "many", "answers", "summary"):
+            client.create_version(name, bundles / name)
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    return server[0]
+
+
+QUESTION = {"question": "Who wrote it?", "context": "Ada Lovelace wrote the first program in 1843."}
+
+
+def test_each_task_answers_in_its_own_form(client):
+    (label,) = client.predict("labels", "A wonderful film.")
+    assert label["label"] in label["scores"]
+    assert sum(label["scores"].values()) == pytest.approx(1, abs=1e-5)
+    assert (label["adapter"], label["version"], label["truncated"]) == ("labels", 1, False)
+    (answer,) = client.predict("answers", QUESTION)
+    assert answer["answer"] == QUESTION["context"][answer["start"] : answer["end"]]
+    (summary,) = client.predict("summary", "The dog sleeps in the warm sun.", max_new_tokens=5)
+    assert summary["usage"]["completion_tokens"] <= 5
+    assert summary["finish_reason"] in ("stop", "length")
+
+
+def test_one_call_may_hold_many_adapters_and_one_backbone_call_all_tasks(client):
+    requests = [
+        {"adapter": "labels", "input": "good"},
+        {"adapter": "many", "input": {"text": "bad"}},
+        {"adapter": "answers", "input": QUESTION},
+        {"adapter": "summary", "input": "The sun."},
+    ]
+    answers = client.predict_many(requests * 3)
+    assert [answer["adapter"] for answer in answers[:4]] == ["labels", "many", "answers", "summary"]
+    assert len(answers[1]["scores"]) == 77
+    client.predict_many(requests * 5)  # everything is resident now, so all 20 rows start together
+    largest = client.stats()["largest"]
+    assert largest["tasks"] == ["question-answering", "summarization", "text-classification"]
+    assert (largest["rows"], largest["adapters"]) == (20, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param", "message"),
+    [
+        ({"adapter": "nope", "inputs": "x"}, 404, "not_found", "adapter", "No adapter named 'nope'"),
+        ({"adapter": "labels:9", "inputs": "x"}, 404, "not_found", "adapter", "no version '9'"),
+        ({"adapter": "labels@x", "inputs": "x"}, 404, "not_found", "adapter", "no alias 'x'"),
+        ({"adapter": "La bels", "inputs": "x"}, 400, "invalid_request", "adapter", "'La bels'"),
+        ({"adapter": "labels", "inputs": ""}, 400, "invalid_request", "input.text", "empty"),
+        ({"adapter": "labels", "inputs": {}}, 400, "invalid_request", "input.text", "no field 'text'"),
+        ({"adapter": "labels", "inputs": {"text": 7}}, 400, "invalid_request", "input.text", "'7'"),
+        ({"adapter": "labels", "inputs": 7}, 400, "invalid_request", "input", "'7'"),
+        ({"adapter": "answers", "inputs": "x"}, 400, "invalid_request", "input", "'question'"),
+        (
+            {"adapter": "labels", "inputs": {"text": "x", "lang": "en"}},
+            400,
+            "invalid_request",
+            "input.lang",
+            "unknown field 'lang'",
+        ),
+        (
+            {"adapter": "labels", "inputs": "x", "parameters": {"temp": 1}},
+            400,
+            "invalid_request",
+            "parameters.temp",
+            "unknown field 'temp'",
+        ),
+        ({"adapter": "labels", "inputs": "so long " * 300}, 400, "text_too_long", "text", "truncate"),
+        ({"inputs": "x"}, 400, "invalid_request", None, "'adapter' and 'inputs'"),
+        ({"adapter": "labels", "inputs": []}, 400, "invalid_request", "inputs", "'0' inputs"),
+        ({"adapter": "labels", "input": "x"}, 400, "invalid_request", "input", "unknown field"),
+        ([1], 400, "invalid_request", "", None),
+    ],
+)
+def test_bad_input_gets_its_status_code_message_and_param(client, body, status, code, param, message):
+    response = client._http.post("/v1/predict", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (status, code)
+    if param is not None:
+        assert error["param"] == param
+    assert message is None or message in error["message"]
+    assert client.predict("labels", "still here")[0]["label"]
+
+
+def test_a_body_that_is_not_json_is_refused(client):
+    response = client._http.post("/v1/predict", content=b"{no", headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert "not JSON" in response.json()["error"]["message"]
+
+
+def test_a_bad_row_fails_alone(client):
+    answers = client.predict("labels", ["good", "", "x" * 5000, "bad"])
+    assert ["error" in answer for answer in answers] == [False, True, True, False]
+    assert answers[2]["error"]["code"] == "text_too_long"
+
+
+def test_a_text_is_cut_only_when_asked_and_the_answer_says_so(client):
+    (answer,) = client.predict("labels", "so long " * 300, truncate=True)
+    assert answer["truncated"] is True
+    assert answer["usage"]["prompt_tokens"] <= 200
+
+
+def test_unknown_routes_have_the_one_error_form(client):
+    response = client._http.get("/v1/nothing")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "not_found"
+
+
+def damage_missing(folder):
+    (folder / "head.safetensors").unlink()
+
+
+def damage_hash(folder):
+    path = folder / "head.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+
+
+def damage_pickle(folder):
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x04.")
+
+
+def damage_manifest(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["backbone"]["fingerprint"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "status", "code"),
+    [
+        (damage_missing, 400, "invalid_bundle"),
+        (damage_hash, 400, "invalid_bundle"),
+        (damage_pickle, 400, "invalid_bundle"),
+        (damage_manifest, 400, "invalid_bundle"),
+    ],
+)
+def test_a_bad_bundle_is_refused_and_changes_nothing(client, bundles, tmp_path, damage, status, code):
+    folder = shutil.copytree(bundles / "labels-2", tmp_path / "bad")
+    damage(folder)
+    before = client.list_adapters()
+    with pytest.raises(ClientError) as caught:
+        client.create_version("labels", folder)
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert client.list_adapters() == before
+
+
+def test_a_bundle_for_another_backbone_is_a_conflict(client, tmp_path, encoder_spec):
+    save_bundle(tmp_path / "other", encoder_spec, classifier())
+    with pytest.raises(ClientError) as caught:
+        client.create_version("other", tmp_path / "other")
+    assert (caught.value.status, caught.value.code) == (409, "backbone_mismatch")
+
+
+def test_a_tar_that_climbs_out_is_refused(client):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("../manifest.json")
+        info.size = 2
+        tar.addfile(info, io.BytesIO(b"{}"))
+    response = client._http.post("/v1/adapters", params={"name": "a"}, content=buffer.getvalue())
+    assert response.status_code == 400
+    assert "../manifest.json" in response.json()["error"]["message"]
+
+
+def test_aliases_move_with_if_match(client, bundles):
+    client.create_version("moving", bundles / "labels")
+    client.create_version("moving", bundles / "labels-2")
+    assert client.predict("moving", "x")[0]["version"] == 2
+    first = client.set_alias("moving", "production", 1)
+    assert client.predict("moving", "x")[0]["version"] == 1
+    with pytest.raises(ClientError) as caught:
+        client.set_alias("moving", "production", 2, if_revision=first["revision"] + 1)
+    assert caught.value.status == 409
+    response = client._http.put("/v1/adapters/moving/aliases/production", json={"version": 2}, headers={"If-Match": "x"})
+    assert response.status_code == 400
+    assert client.predict("moving", "x")[0]["version"] == 1
+    assert client.get_adapter("moving")["aliases"]["production"]["version"] == 1
+
+
+def test_a_version_swapped_under_load_loses_nothing(client, server, bundles):
+    client.create_version("swapped", bundles / "labels")
+    client.set_alias("swapped", "production", 1)
+    texts = [f"text number {i} about the sun" for i in range(20)]
+    swap = swap_version(str(client._http.base_url), "swapped", str(bundles / "labels-2"), texts, print)
+    assert swap.checks == dict.fromkeys(swap.checks, True)
+    assert (swap.failed, swap.old_version, swap.new_version) == (0, 1, 2)
+    assert swap.sent > 20
+
+
+def test_answers_do_not_depend_on_who_else_asks(client):
+    texts = [f"a film with {i} good scenes" for i in range(12)]
+    alone = [client.predict("labels", text)[0]["scores"]["label-0"] for text in texts]
+    found: dict[str, float] = {}
+
+    def ask(text):
+        with httpx.Client(base_url=client._http.base_url, timeout=60) as http:
+            requests = [{"adapter": a, "input": text} for a in ("many", "labels", "summary")]
+            answers = http.post("/v1/predict", json={"requests": requests}).json()["predictions"]
+            found[text] = answers[1]["scores"]["label-0"]
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[text] for text in texts] == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_full_queue_refuses_with_429(tmp_path, decoder_folder, bundles):
+    with running_server(tmp_path / "home", str(decoder_folder), max_waiting_calls=1) as (client, _):
+        client.create_version("summary", bundles / "summary")
+        url, statuses = client._http.base_url, []
+
+        def ask():
+            with httpx.Client(base_url=url, timeout=60) as http:
+                body = {"adapter": "summary", "inputs": ["The sun."] * 50}
+                statuses.append(http.post("/v1/predict", json=body))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        refused = [r for r in statuses if r.status_code == 429]
+        assert refused
+        assert all(r.headers["Retry-After"] and r.json()["error"]["code"] == "overloaded" for r in refused)
+        assert any(r.status_code == 200 for r in statuses)
+
+
+def test_sigterm_ends_the_server_and_leaves_no_process(tmp_path, decoder_folder):
+    with running_server(tmp_path / "home", str(decoder_folder)) as (client, process):
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        assert client.is_healthy()
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+
+
+def test_a_killed_server_leaves_no_engine_behind(tmp_path, decoder_folder):
+    with running_server(tmp_path / "home", str(decoder_folder)) as (_, process):
+        engines = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "spawn_main" in " ".join(child.cmdline())
+        ]
+        assert engines
+        process.kill()
+        _, alive = psutil.wait_procs(engines, timeout=10)
+        assert alive == []

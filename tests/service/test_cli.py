@@ -1,0 +1,127 @@
+"""The command line: instant help, one line for what a person can put right."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.bundles import classifier, save_bundle
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def headstock(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def assert_one_line(done, *parts):
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["serve"], ["adapters"], ["backbone"]])
+def test_help_imports_nothing_heavy(command):
+    code = (
+        "import sys; from typer.testing import CliRunner; from service.cli import app;"
+        f"print(CliRunner().invoke(app, {[*command, '--help']!r}).exit_code,"
+        "[m for m in ('torch', 'transformers', 'litserve', 'sqlalchemy', 'fastapi') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "0 []"
+
+
+def test_help_answers_at_once():
+    begin = time.perf_counter()
+    done = headstock("--help")
+    seconds = time.perf_counter() - begin
+    assert done.returncode == 0
+    assert seconds < 5  # half a second on an idle machine; this one may be busy
+
+
+@pytest.fixture
+def file_instead_of_home(tmp_path):
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "home"
+
+
+def test_an_unwritable_home_is_said_in_one_line(file_instead_of_home):
+    for command in (["adapters", "list"], ["serve"], ["backbone", "prepare"], ["demo"]):
+        done = headstock(*command, HEADSTOCK_HOME=str(file_instead_of_home))
+        assert_one_line(done, str(file_instead_of_home), "HEADSTOCK_HOME")
+
+
+def test_a_port_in_use_is_said_in_one_line(tmp_path, decoder_folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = headstock("serve", "--port", port, "--backbone", decoder_folder)
+    assert_one_line(done, str(port), "--port")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["serve", "--port", "80"], ["'80'"]),
+        (["serve", "--backbone", "no/where"], ["'no/where'", "--backbone"]),
+        (["predict", "a", "text", "--url", "http://127.0.0.1:9"], ["headstock serve"]),
+        (["adapters", "show", "nobody"], ["No adapter named 'nobody'"]),
+        (["adapters", "show", "No Body"], ["'No Body'"]),
+        (["adapters", "alias", "nobody", "production", "1"], ["No adapter named 'nobody'"]),
+        (["train", "poetry", "x.jsonl", "--out", "{tmp}"], ["No task 'poetry'"]),
+        (["train", "text-classification", "x.jsonl", "--out", "{tmp}"], ["x.jsonl"]),
+        (["train", "text-classification", "x.parquet", "--out", "{tmp}"], [".jsonl"]),
+        (["train", "summarization", "x.jsonl", "--out", "{tmp}", "--rank", "0"], ["'0'"]),
+        (["train", "summarization", "x.jsonl", "--out", "{tmp}", "--option", "x"], ["key=value"]),
+        (["evaluate", "{tmp}", "x.jsonl", "--out", "{tmp}"], ["manifest.json"]),
+    ],
+)
+def test_what_a_person_can_put_right_ends_with_one_line_and_2(tmp_path, arguments, parts):
+    done = headstock(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert_one_line(done, *parts)
+
+
+def test_push_list_alias_and_show(tmp_path, decoder_folder, decoder_spec):
+    save_bundle(tmp_path / "bundle", decoder_spec, classifier())
+    pushed = headstock("adapters", "push", "labels", tmp_path / "bundle", "--backbone", decoder_folder)
+    assert "Registered labels:1" in pushed.stdout, pushed.stderr
+    assert "labels@production -> 1" in headstock("adapters", "alias", "labels", "production", 1).stdout
+    assert headstock("adapters", "list").stdout == "labels:1  text-classification  production -> 1\n"
+    shown = json.loads(headstock("adapters", "show", "labels@production").stdout)
+    assert (shown["name"], shown["version"], shown["task"]) == ("labels", 1, "text-classification")
+
+
+def test_a_damaged_bundle_is_not_pushed(tmp_path, decoder_folder, decoder_spec):
+    save_bundle(tmp_path / "bundle", decoder_spec, classifier())
+    (tmp_path / "bundle" / "head.safetensors").unlink()
+    done = headstock("adapters", "push", "labels", tmp_path / "bundle", "--backbone", decoder_folder)
+    assert_one_line(done, "head.safetensors")
+    assert headstock("adapters", "list").stdout == ""
+
+
+def test_train_registers_what_it_made(tmp_path, decoder_folder):
+    rows = [{"text": f"{w} film {i}", "label": w} for i in range(10) for w in ("good", "bad")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = headstock(
+        *("train", "text-classification", tmp_path / "data.jsonl", "--out", tmp_path / "out"),
+        *("--test", tmp_path / "data.jsonl", "--name", "films", "--backbone", decoder_folder),
+    )
+    assert "Registered films:1" in done.stdout, done.stderr
+    assert "majority" in done.stdout
+    assert headstock("adapters", "list").stdout.startswith("films:1")

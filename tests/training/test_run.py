@@ -1,0 +1,188 @@
+"""``python -m training`` as a command: a bundle and a result come out, or one clear line."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapters.bundle import load_bundle
+from training.contract import Event, EventKind, ExitCode, RunResult
+
+ROOT = Path(__file__).parent.parent.parent
+GOOD = [
+    {"text": f"a {word} film {i}", "label": label}
+    for i in range(12)
+    for word, label in (("good", "+"), ("bad", "-"))
+]
+    {"text": f"a {w} film {i}", "label": l}
+    for i in range(12)
+    for w, l in (("good", "+"), ("bad", "-"))
+]
+
+
+def write(path, rows):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path, decoder_folder):
+    return {
+        "task": "text-classification",
+        "backbone": str(decoder_folder),
+        "dtype": "float32",
+        "data": {
+            "train": write(tmp_path / "train.jsonl", GOOD),
+            "test": write(tmp_path / "test.jsonl", GOOD[:6]),
+        },
+        "fit": {"learning_rate": 0.01, "batch_tokens": 64, "epochs": 6},
+        "evaluate_untrained": True,
+    }
+
+
+def command(tmp_path, config):
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    return [
+        sys.executable,
+        "-m",
+        "training",
+        str(tmp_path / "run.json"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+
+
+def run(tmp_path, config):
+    return subprocess.run(
+        command(tmp_path, config), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def events(tmp_path):
+    lines = (tmp_path / "out" / "events.jsonl").read_text().splitlines()
+    return [Event.model_validate_json(line) for line in lines]
+
+
+def test_a_run_makes_a_bundle_that_has_learned(tmp_path, config, decoder_spec):
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.DONE, done.stderr
+    result = RunResult.model_validate_json((tmp_path / "out" / "result.json").read_text())
+    bundle = load_bundle(tmp_path / "out" / "bundle", decoder_spec)
+    assert bundle.digest == result.digest
+    assert bundle.manifest.metrics == result.metrics
+    assert result.metrics["after"]["accuracy"] == 1.0 > result.metrics["majority"]["accuracy"]
+    assert "before" in result.metrics
+    predictions = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(predictions[0])["prediction"]["label"] == "+"
+    told = events(tmp_path)
+    assert [event.number for event in told] == list(range(1, len(told) + 1))
+    assert told[-1].kind == EventKind.FINISHED
+
+
+def test_the_same_run_gives_the_same_digest(tmp_path, config):
+    digests = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        assert run(tmp_path / name, config).returncode == ExitCode.DONE
+        digests.append(json.loads((tmp_path / name / "out" / "result.json").read_text())["digest"])
+    assert digests[0] == digests[1]
+
+
+def test_a_run_goes_on_from_a_parent_and_says_so(tmp_path, config):
+    assert run(tmp_path, config).returncode == ExitCode.DONE
+    child = tmp_path / "child"
+    child.mkdir()
+    parent = tmp_path / "out" / "bundle"
+    fit = {**config["fit"], "epochs": 1, "learning_rate": 1e-4}
+    done = run(child, {**config, "parent": str(parent), "fit": fit})
+    assert done.returncode == ExitCode.DONE, done.stderr
+    manifest = json.loads((child / "out" / "bundle" / "manifest.json").read_text())
+    assert (
+        manifest["lineage"]["parent"]
+        == json.loads((parent / "manifest.json").read_text())["digest"]
+    )
+    assert manifest["metrics"]["before"]["accuracy"] == 1.0
+
+
+def test_a_bundle_is_evaluated_by_itself(tmp_path, config):
+    assert run(tmp_path, config).returncode == ExitCode.DONE
+    other = tmp_path / "other"
+    other.mkdir()
+    evaluate = {
+        "action": "evaluate",
+        "task": config["task"],
+        "backbone": config["backbone"],
+        "dtype": "float32",
+        "data": {"test": config["data"]["test"]},
+        "bundle": str(tmp_path / "out" / "bundle"),
+    }
+    assert run(other, evaluate).returncode == ExitCode.DONE
+    result = json.loads((other / "out" / "result.json").read_text())
+    assert result["metrics"]["after"]["accuracy"] == 1.0
+    assert result["num_test_rows"] == 6
+
+
+def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, config):
+    config["fit"]["epochs"] = 4000
+    process = subprocess.Popen(command(tmp_path, config), cwd=ROOT, stderr=subprocess.PIPE)
+    path = tmp_path / "out" / "events.jsonl"
+    while process.poll() is None and '"fit"' not in (path.read_text() if path.exists() else ""):
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == ExitCode.PAUSED
+    assert events(tmp_path)[-1].kind == EventKind.PAUSED
+    assert (tmp_path / "out" / "checkpoint.safetensors").is_file()
+    assert not (tmp_path / "out" / "bundle").exists()
+
+
+ONE_CLASS = [{"text": f"row {i}", "label": "+"} for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": [*GOOD[:3], "{not json", *GOOD]}, "Line 4 of 'train.jsonl'"),
+        (
+            {"train": [*GOOD[:2], {"text": "no label"}, *GOOD]},
+            "Line 3 of 'train.jsonl': no field 'label'",
+        ),
+        ({"train": [*GOOD, {"text": "  ", "label": "+"}]}, "field 'text' is empty"),
+        ({"train": ONE_CLASS, "test": ONE_CLASS}, "Every training row has the label '+'"),
+        ({"train": GOOD[:4]}, "'4' rows"),
+        ({"train": []}, "holds no rows"),
+        ({"test": [{"text": "a", "label": "new"}]}, "Test label 'new'"),
+    ],
+)
+def test_bad_data_ends_with_one_line_that_names_it(tmp_path, config, change, message):
+    for part, rows in change.items():
+        write(tmp_path / f"{part}.jsonl", rows)
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert events(tmp_path)[-1].kind == EventKind.FAILED
+    assert not (tmp_path / "out" / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "poetry"}, "No task 'poetry'"),
+        ({"backbone": "no/such-backbone"}, "No backbone 'no/such-backbone'"),
+        ({"tsak": 1}, "unknown field 'tsak'"),
+        ({"lora": {"rank": 0}}, "'lora.rank' is '0'"),
+        (
+            {"options": {"template": "no text"}},
+            "Options of 'text-classification': field 'template'",
+        ),
+        ({"lora": {"target_modules": ["nope"]}}, "'['nope']' match no module"),
+    ],
+)
+def test_a_bad_config_ends_with_one_line_that_names_it(tmp_path, config, change, message):
+    done = run(tmp_path, {**config, **change})
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,149 @@
+"""Fitting: it learns, it pauses and goes on exactly, and it touches nothing but LoRA and head."""
+
+import pytest
+import torch
+
+from adapters.backbone import load_backbone
+from adapters.errors import InvalidRequest, PredictionFailed
+from adapters.tasks.base import Labelled
+from tests.bundles import answerer, classifier, summarizer
+from training.batches import make_batches
+from training.contract import FitSettings, LoraSettings
+from training.trainer import Paused, build_trainee, fit, learning_rate
+
+ROWS = {
+    "text-classification": [
+        Labelled([7 + i % 5, 20 + 30 * (i % 2), 9], [i % 2]) for i in range(40)
+    ],
+    "question-answering": [
+        Labelled([5, 6, 7 + i % 9, 44, 8, 9], [3, 3], (1, 6)) for i in range(40)
+    ],
+    "summarization": [Labelled([5 + i % 7, 6, 50, 51, 2], [50, 51, 2]) for i in range(40)],
+}
+TASKS = {
+    "text-classification": classifier,
+    "question-answering": answerer,
+    "summarization": summarizer,
+}
+SETTINGS = FitSettings(learning_rate=5e-3, batch_tokens=40, epochs=4)
+
+
+def run(spec, task, tmp_path, settings=SETTINGS, pause_at=None, lora=None):
+    """Fit the rows of a task; return the trainee and its losses."""
+    backbone = load_backbone(spec, "float32")
+    head = TASKS[task]().head(spec.family)
+    trainee = build_trainee(
+        backbone, lora or LoraSettings(rank=4, dropout=0.1), head, settings.seed
+    )
+    losses = []
+    batches = make_batches(
+        ROWS[task],
+        settings.batch_tokens,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        max_tokens=None,
+    )
+    try:
+        fit(
+            trainee,
+            batches,
+            settings,
+            checkpoint=tmp_path / "checkpoint.safetensors",
+            run_digest=task,
+            should_pause=lambda: len(losses) == pause_at,
+            on_step=lambda step, data: losses.append(data["loss"]),
+        )
+    except Paused:
+        assert len(losses) == pause_at
+    return trainee, losses
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_loss_goes_down(decoder_spec, tmp_path, task):
+    _, losses = run(decoder_spec, task, tmp_path)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_an_encoder_learns_too(encoder_spec, tmp_path):
+    _, losses = run(encoder_spec, "text-classification", tmp_path)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_only_lora_and_head_change_and_lora_b_does(decoder_spec, tmp_path):
+    trainee, _ = run(decoder_spec, "text-classification", tmp_path)
+    bare = load_backbone(decoder_spec, "float32").model.state_dict()
+    assert all(float(v.norm()) > 0 for k, v in trainee.lora_state().items() if "lora_B" in k)
+    trainee.release()
+    after = trainee.backbone.model.state_dict()
+    assert after.keys() == bare.keys()
+    assert all(torch.equal(after[key], bare[key]) for key in bare)
+
+
+@pytest.mark.parametrize("pause_at", [1, 5])
+def test_a_paused_run_goes_on_to_the_very_same_weights(decoder_spec, tmp_path, pause_at):
+    task = "text-classification"
+    whole, losses = run(decoder_spec, task, tmp_path)
+    _, first = run(decoder_spec, task, tmp_path, pause_at=pause_at)
+    resumed, second = run(decoder_spec, task, tmp_path)
+    assert first + second == losses
+    for key, value in whole.lora_state().items():
+        assert torch.equal(value, resumed.lora_state()[key])
+    assert torch.equal(whole.head.weight, resumed.head.weight)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_another_runs_checkpoint_is_refused(decoder_spec, tmp_path):
+    run(decoder_spec, "text-classification", tmp_path, pause_at=2)
+    with pytest.raises(InvalidRequest, match="another config"):
+        run(decoder_spec, "summarization", tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(decoder_spec, tmp_path):
+    settings = FitSettings(learning_rate=1e30, batch_tokens=40, max_grad_norm=1e30)
+    with pytest.raises(PredictionFailed, match="learning_rate"):
+        run(decoder_spec, "text-classification", tmp_path, settings)
+
+
+def test_a_batch_loss_is_the_mean_of_its_rows_alone(decoder_spec):
+    backbone = load_backbone(decoder_spec, "float32")
+    for task, rows in ROWS.items():
+        trainee = build_trainee(backbone, LoraSettings(), TASKS[task]().head("decoder"), 0)
+        some = sorted(rows[:7], key=lambda row: len(row.token_ids))
+        with torch.no_grad():
+            total, num_labels = trainee.loss(some)
+            alone = [trainee.loss([row]) for row in some]
+        assert num_labels == sum(n for _, n in alone)
+        torch.testing.assert_close(total, sum(loss for loss, _ in alone), atol=1e-4, rtol=1e-4)
+        trainee.release()
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        (LoraSettings(last_layers=1), {"layers.1."}),
+        (
+            LoraSettings(target_modules=["q_proj"]),
+            {"layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj"},
+        ),
+    ],
+)
+def test_only_the_named_modules_are_adapted(decoder_spec, settings, layers):
+    trainee = build_trainee(load_backbone(decoder_spec, "float32"), settings, None, 0)
+    names = set(trainee.lora_state())
+    assert names
+    assert all(any(part in name for part in layers) for name in names)
+
+
+def test_target_modules_that_match_nothing_are_refused_with_what_there_is(decoder_spec):
+    with pytest.raises(InvalidRequest, match="down_proj"):
+        build_trainee(
+            load_backbone(decoder_spec, "float32"), LoraSettings(target_modules=["query"]), None, 0
+        )
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_to_zero():
+    settings = FitSettings(learning_rate=1.0, warmup_share=0.1)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates.index(max(rates)) in (8, 9)
+    assert 0 < rates[-1] < 0.02
+    assert rates[0] == pytest.approx(0.1)

@@ -84,6 +84,7 @@ def test_the_fingerprint_changes_with_content_and_order(write):
     [
         ({"text": "a", "lable": "b"}, r"no field 'label'. Fields found: 'text', 'lable'\."),
         ({"txt": "a", "label": "b"}, r"no field 'text'. Fields found: 'txt', 'label'\."),
+        ({"text_pair": "a", "label": "b"}, "no field 'text'. Fields found: 'text_pair', 'label'"),
         ({}, r"no field 'text'. Fields found: none\."),
         ({"text": "", "label": "b"}, "field 'text' is empty. Give it some text"),
         ({"text": "  ", "label": "b"}, "field 'text' is empty"),
@@ -116,15 +117,8 @@ def test_a_bad_line_is_named_by_its_number_and_fault(write, row, said):
     ],
 )
 def test_a_fault_inside_a_field_is_named_by_its_path(write, answers, said):
-    path = write("rows.jsonl", json_lines({**ANSWER, "answers": answers}))
+    row = {**ANSWER, "answers": answers}
     with pytest.raises(InvalidData, match=said):
-        load_examples(path, ANSWERING)
-
-
-def test_a_missing_field_is_shown_beside_all_fields_of_the_row(write):
-    row = {"contxt": "Ada.", **{key: ANSWER[key] for key in ("question", "answers")}}
-    found = r"no field 'context'. Fields found: 'contxt', 'question', 'answers'\."
-    with pytest.raises(InvalidData, match=found):
         load_examples(write("rows.jsonl", json_lines(row)), ANSWERING)
 
 

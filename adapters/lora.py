@@ -16,7 +16,12 @@ from adapters.errors import BackboneMismatch, InvalidBundle
 from adapters.tensors import RawTensor
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_PLAIN_PATTERN = re.compile(r"[A-Za-z0-9_.]+")
 MAX_RANK = 512
+# Starts that leave the backbone as it is; others (pissa, olora, loftq, corda) rewrite it, so that A and B alone
+# would be added to the wrong weights.
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+_MAX_ALPHA = 1e6
 # What would change the arithmetic in a way that A and B alone do not tell.
 _UNSUPPORTED = ("use_dora", "use_qalora", "alora_invocation_tokens", "corda_config", "arrow_config")
 
@@ -60,6 +65,12 @@ def check_plain_lora(config: Mapping[str, Any]) -> None:
     for option in _UNSUPPORTED:
         if config.get(option):
             raise InvalidBundle(f"adapter_config.json sets '{option}'; only plain LoRA is served.")
+    if config.get("init_lora_weights") not in _PLAIN_STARTS:
+        raise InvalidBundle(
+            f"init_lora_weights is '{config['init_lora_weights']}', which rewrites the backbone's weights; "
+            "convert the adapter to plain LoRA first (peft: save_pretrained with "
+            "path_initial_model_for_weight_conversion)."
+        )
     if config.get("bias", "none") != "none":
         raise InvalidBundle(
             f"bias is '{config['bias']}'; only adapters with bias 'none' are served."
@@ -91,15 +102,29 @@ def _scale(name: str, rank: int, config: Mapping[str, Any]) -> float:
             f"Module '{name}' has rank {rank}, but adapter_config.json says '{declared}'."
         )
     alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha"))
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise InvalidBundle(f"lora_alpha of '{name}' is '{alpha}'; it must be a finite number.")
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not is_number or not abs(alpha) < _MAX_ALPHA:
+        raise InvalidBundle(
+            f"lora_alpha of '{name}' is '{str(alpha)[:40]}'; it must be a number below {_MAX_ALPHA:.0f}."
+        )
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    # PEFT matches a pattern against the end of the module's path.
+def _pattern(patterns: Any, name: str, default: Any) -> Any:
+    """Return what a rank or alpha pattern says of a module. PEFT matches it against the end of the path.
+
+    PEFT takes regular expressions; only plain names are served, for a bundle's expression could run for ever.
+    """
+    if patterns is not None and not isinstance(patterns, Mapping):
+        raise InvalidBundle(
+            f"A rank or alpha pattern is '{str(patterns)[:40]}'; it must be an object."
+        )
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+        if not _PLAIN_PATTERN.fullmatch(pattern):
+            raise InvalidBundle(
+                f"Pattern '{pattern[:40]}' is no module name; only those are served."
+            )
+        if name == pattern or name.endswith(f".{pattern}"):
             return value
     return default
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ FLOAT_TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
-_MAX_HEADER_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +65,6 @@ def read_tensors(path: Path) -> dict[str, RawTensor]:
             )
         tensors[name] = RawTensor(dtype, shape, bytes(entry["data"]))
     return tensors
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of each tensor, reading only the file's header."""
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        if size > _MAX_HEADER_BYTES:
-            raise InvalidBundle(f"'{path.name}' is not a safetensors file: header of {size} bytes.")
-        header = json.loads(file.read(size))
-    return {k: tuple(v["shape"]) for k, v in header.items() if k != "__metadata__"}
 
 
 def file_digest(path: Path) -> str:

@@ -20,6 +20,11 @@ class Tokens:
     ids: list[int]
     offsets: list[tuple[int, int]]
 
+    @property
+    def end(self) -> int:
+        """Where the last token that comes from the text ends."""
+        return max((end for _, end in self.offsets), default=0)
+
     def first_after(self, position: int) -> int:
         """Return the index of the first token that reaches beyond a position of the text."""
         return next(i for i, (_, end) in enumerate(self.offsets) if end > position)

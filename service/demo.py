@@ -171,7 +171,9 @@ class Demo:
 
     def run(self) -> None:
         if not DATA.is_dir():
-            raise EnvironmentProblem(f"No folder '{DATA}'. Run the demo from a clone of the repository.")
+            raise EnvironmentProblem(
+                f"No folder '{DATA}'. Run the demo from a clone of the repository."
+            )
         for folder in ("runs", "registry"):
             shutil.rmtree(self._out / folder, ignore_errors=True)
         (self._out / "registry").mkdir(parents=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.backbone import DtypeName
@@ -17,7 +17,9 @@ from adapters.validation import first_problem
 class Settings(BaseSettings):
     """One field a setting."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADSTOCK_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="HEADSTOCK_", env_ignore_empty=True, extra="forbid"
+    )
 
     home: Path = Field(default_factory=default_home, description="Folder of all state.")
     backbone: str = Field(DEFAULT_BACKBONE, description="Packaged name, folder, or Hub id.")
@@ -48,6 +50,11 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(10.0, ge=0, description="Time that running calls get at SIGTERM.")
 
+    @field_validator("home")
+    @classmethod
+    def _expanded(cls, home: Path) -> Path:
+        return home.expanduser()
+
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'registry.db'}"
 
@@ -62,8 +69,7 @@ def load_settings(**given: object) -> Settings:
     """Return the settings; ``given`` values that are not None override the environment's.
 
     Raises:
-        InvalidRequest: a value is out of its range.
-        EnvironmentProblem: home can't be written.
+        InvalidRequest: a value is out of its range, or there is no such setting.
     """
     try:
         settings = Settings.model_validate({k: v for k, v in given.items() if v is not None})

@@ -37,7 +37,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
         TooLarge: its files are larger than ``max_bytes`` in all.
     """
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:") as tar:  # plain: a compressed one could be a bomb
             size = 0
             for count, member in enumerate(tar, start=1):
                 if member.isdir() and PurePosixPath(member.name) == PurePosixPath("."):
@@ -49,7 +49,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
                         f"The bundle's files are larger than '{max_bytes}' bytes in all."
                     )
                 _extract(tar, member, folder)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError) as error:
         raise InvalidBundle(
             f"The body is not a whole tar file ({error}). Send one made with "
             "'tar -C BUNDLE -cf - .', as application/x-tar."
@@ -58,7 +58,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
 
 def _check_member(member: tarfile.TarInfo, count: int) -> None:
     path = PurePosixPath(member.name)
-    if not member.isfile() or len(path.parts) != 1 or count > len(ALLOWED_FILES) + 1:
+    is_plain = member.isfile() and member.size >= 0
+    if not is_plain or len(path.parts) != 1 or count > len(ALLOWED_FILES) + 1:
         raise InvalidBundle(
             f"The tar file holds '{member.name[:100]}'; it may hold only a bundle's plain files, "
             "without folders."
@@ -67,7 +68,10 @@ def _check_member(member: tarfile.TarInfo, count: int) -> None:
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    target = folder / PurePosixPath(member.name).name
+    if target.exists():
+        raise InvalidBundle(f"The tar file holds '{target.name}' twice. Send each file once.")
     source = tar.extractfile(member)
     assert source is not None
-    with source, (folder / PurePosixPath(member.name).name).open("xb") as target:
-        shutil.copyfileobj(source, target)
+    with source, target.open("xb") as file:
+        shutil.copyfileobj(source, file)

@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def clean_environment(monkeypatch, tmp_path):
     """No test sees or touches the user's own state."""
     for name in list(os.environ):
-        if name.startswith("HEADSTOCK_") and name != "HEADSTOCK_TEST_HOME":
+        if name.startswith("HEADSTOCK_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HEADSTOCK_HOME", str(tmp_path / "home"))
 

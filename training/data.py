@@ -18,6 +18,7 @@ from adapters.tensors import canonical_digest
 from adapters.validation import first_problem
 
 MAX_PROBLEMS = 50
+MAX_CELL_CHARACTERS = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +120,12 @@ def _records(url: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
             f"'{_name(url)}' ends in '{suffix}'; examples come as .jsonl or .csv.", param="data"
         )
     try:
-        with fsspec.open(url, "rt", encoding="utf-8", newline="") as file:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        with fsspec.open(url, "rt", encoding="utf-8-sig", newline="") as file:
             yield from readers[suffix](file)
     except FileNotFoundError as error:
         raise InvalidData(f"No file '{url}'. Check the path.", param="data") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, ImportError, csv.Error) as error:
         raise InvalidData(f"Can't read '{_name(url)}': {error}.", param="data") from error
 
 
@@ -133,13 +135,14 @@ def _json_lines(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield number, f"'{line.strip()[:60]}' is not JSON ({error})."
             continue
         yield number, record if isinstance(record, dict) else f"'{line.strip()[:60]}' is no object."
 
 
 def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
     reader = csv.DictReader(file)
     for record in reader:
         if None in record or None in record.values():
@@ -150,13 +153,13 @@ def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _cell(value: str) -> Any:
-    """Return a cell's JSON value if it is a list or an object (``answers``), else its text."""
-    if value[:1] in "[{":
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+    """Return a cell's JSON value if it is an object or a list of them (``answers``), else its text."""
+    if not value.startswith(("[{", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _name(url: str) -> str:

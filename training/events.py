@@ -64,7 +64,12 @@ class Progress:
 
 
 def _last_number(path: Path) -> int:
+    """Return the number of the last whole event; half a line, left by a run that was killed, is cut off."""
     if not path.is_file():
         return 0
-    lines = path.read_text().splitlines()
-    return Event.model_validate_json(lines[-1]).number if lines else 0
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    if not whole:
+        path.write_bytes(b"")
+        return 0
+    path.write_bytes(whole + b"\n")
+    return Event.model_validate_json(whole.rpartition(b"\n")[2]).number

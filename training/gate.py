@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from adapters.errors import InvalidData
+from adapters.tasks.question_answering import AnsweringRequest, AnsweringTarget
 from adapters.tasks.text_classification import ClassificationTarget
 from training.data import Example
 
@@ -26,7 +27,7 @@ def check_examples(
             "Add examples.",
             param="data.train",
         )
-    warnings = _label_warnings(train, test)
+    warnings = _label_warnings(train, test) + _answer_warnings([*train, *test])
     repeated = len(train) - len({_key(example) for example in train})
     if repeated:
         warnings.append(f"{repeated} training rows repeat another one's input.")
@@ -55,6 +56,26 @@ def _label_warnings(train: Sequence[Example], test: Sequence[Example]) -> list[s
         )
     rare = [label for label, count in counts.items() if count < 5]
     return [f"Label '{label}' has only {counts[label]} training rows." for label in rare[:10]]
+
+
+def _answer_warnings(examples: Sequence[Example]) -> list[str]:
+    wrong = [
+        example.line
+        for example in examples
+        if isinstance(example.request, AnsweringRequest)
+        and isinstance(example.target, AnsweringTarget)
+        and not _answers_stand_there(example.request, example.target)
+    ]
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} rows, the first on line {wrong[0]}, have an answer that does not stand at its "
+        "answer_start (which counts code points)."
+    ]
+
+
+def _answers_stand_there(request: AnsweringRequest, target: AnsweringTarget) -> bool:
+    return all(request.context.startswith(a.text, a.answer_start) for a in target.answers)
 
 
 def _labels(examples: Sequence[Example]) -> list[str]:

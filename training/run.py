@@ -167,7 +167,7 @@ class Run:
                 row = task.label(tokenizer, encoded, example.target)
             except TextTooLong:
                 continue
-            except InvalidData as error:
+            except (InvalidData, InvalidRequest) as error:
                 raise InvalidData(
                     f"Line {example.line}: {error.message}", param=error.param
                 ) from error

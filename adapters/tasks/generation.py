@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from adapters.errors import TextTooLong
 from adapters.tasks.base import (
     Encoded,
     Generation,
@@ -70,7 +71,14 @@ class Summarization(
         def render(text: str) -> Prompt:
             return instruction_prompt(tokenizer, self.options.instruction, text)
 
-        room = max_tokens - self._max_new_tokens(parameters)
+        num_new = self._max_new_tokens(parameters)
+        room = max_tokens - num_new
+        if room < 1:
+            raise TextTooLong(
+                f"max_new_tokens is '{num_new}', but prompt and answer together have room for "
+                f"{max_tokens}. Ask for fewer.",
+                param="max_new_tokens",
+            )
         _, tokens, truncated = fit_prompt(
             tokenizer, render, request.text, room, truncate=parameters.truncate, param="text"
         )

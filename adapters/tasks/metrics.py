@@ -23,7 +23,7 @@ def squad_metrics(
 ) -> dict[str, float]:
     """Return exact match and token F1, the best over each question's references.
 
-    As SQuAD's own evaluate-v1.1.py: lower case, no punctuation, no articles (Rajpurkar et al., arXiv 1606.05250).
+    As SQuAD's own evaluate-v2.0.py: lower case, no punctuation, no articles (Rajpurkar et al., arXiv 1606.05250).
     """
     pairs = list(zip(predicted, references, strict=True))
     return {

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from adapters.errors import InvalidData
+from adapters.errors import InvalidData, InvalidRequest
 from adapters.tasks.base import (
     Encoded,
     HeadSpec,
@@ -75,6 +75,11 @@ class QuestionAnswering(Task[AnsweringOptions, AnsweringRequest, AnsweringTarget
             truncate=parameters.truncate,
             param="context",
         )
+        if tokens.end <= prompt.start:
+            raise InvalidRequest(
+                "The tokenizer finds nothing to read in 'context'. Send one with words.",
+                param="context",
+            )
         first, last = tokens.first_after(prompt.start), tokens.last_before(prompt.stop)
         # A token may begin before the context (its leading space); clip it to the context.
         offsets = [

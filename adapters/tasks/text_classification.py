@@ -30,6 +30,13 @@ class ClassificationOptions(TaskOptions):
     labels: list[str] = Field(min_length=2, description="Label names; their order is the head's.")
     template: str = Field("{text}", description="Prompt around the text; must hold {text} once.")
 
+    @field_validator("labels")
+    @classmethod
+    def _differ(cls, labels: list[str]) -> list[str]:
+        if len(set(labels)) < len(labels):
+            raise ValueError("a label stands in the list twice")
+        return labels
+
     @field_validator("template")
     @classmethod
     def _holds_text(cls, template: str) -> str:

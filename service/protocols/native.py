@@ -37,6 +37,9 @@ class PredictBody(BaseModel):
         single = self.adapter is not None and self.inputs is not None
         if single == (self.requests is not None):
             raise ValueError("give either 'adapter' and 'inputs', or 'requests'")
+        beside = self.model_fields_set - {"requests"}
+        if self.requests is not None and beside:
+            raise ValueError(f"'{min(beside)}' stands beside 'requests'; put it into each request")
         return self
 
 

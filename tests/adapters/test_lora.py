@@ -79,10 +79,6 @@ def test_modules_ranks_and_scales_are_those_of_peft(tmp_path, options):
         *[
             pytest.param(
                 each,
-                marks=pytest.mark.xfail(
-                    strict=True,
-                    reason="init_lora_weights changes the base weights; adapters/lora.py takes it",
-                ),
             )
             for each in ("pissa", "olora")
         ],
@@ -134,9 +130,6 @@ def test_a_config_that_is_not_plain_lora_is_refused(change, said):
         read_lora({**CONFIG, **change}, weights())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="adapters/lora.py:_pattern and _scale trust the config's types"
-)
 @pytest.mark.parametrize(
     "change",
     [{"rank_pattern": {"(": 4}}, {"rank_pattern": ["up"]}, {"lora_alpha": 10**400}],

@@ -79,12 +79,24 @@ def test_one_call_may_hold_many_adapters_and_one_backbone_call_all_tasks(client)
 @pytest.mark.parametrize(
     ("body", "status", "code", "param", "message"),
     [
-        ({"adapter": "nope", "inputs": "x"}, 404, "not_found", "adapter", "No adapter named 'nope'"),
+        (
+            {"adapter": "nope", "inputs": "x"},
+            404,
+            "not_found",
+            "adapter",
+            "No adapter named 'nope'",
+        ),
         ({"adapter": "labels:9", "inputs": "x"}, 404, "not_found", "adapter", "no version '9'"),
         ({"adapter": "labels@x", "inputs": "x"}, 404, "not_found", "adapter", "no alias 'x'"),
         ({"adapter": "La bels", "inputs": "x"}, 400, "invalid_request", "adapter", "'La bels'"),
         ({"adapter": "labels", "inputs": ""}, 400, "invalid_request", "input.text", "empty"),
-        ({"adapter": "labels", "inputs": {}}, 400, "invalid_request", "input.text", "no field 'text'"),
+        (
+            {"adapter": "labels", "inputs": {}},
+            400,
+            "invalid_request",
+            "input.text",
+            "no field 'text'",
+        ),
         ({"adapter": "labels", "inputs": {"text": 7}}, 400, "invalid_request", "input.text", "'7'"),
         ({"adapter": "labels", "inputs": 7}, 400, "invalid_request", "input", "'7'"),
         ({"adapter": "answers", "inputs": "x"}, 400, "invalid_request", "input", "'question'"),
@@ -102,14 +114,22 @@ def test_one_call_may_hold_many_adapters_and_one_backbone_call_all_tasks(client)
             "parameters.temp",
             "unknown field 'temp'",
         ),
-        ({"adapter": "labels", "inputs": "so long " * 300}, 400, "text_too_long", "text", "truncate"),
+        (
+            {"adapter": "labels", "inputs": "so long " * 300},
+            400,
+            "text_too_long",
+            "text",
+            "truncate",
+        ),
         ({"inputs": "x"}, 400, "invalid_request", None, "'adapter' and 'inputs'"),
         ({"adapter": "labels", "inputs": []}, 400, "invalid_request", "inputs", "'0' inputs"),
         ({"adapter": "labels", "input": "x"}, 400, "invalid_request", "input", "unknown field"),
         ([1], 400, "invalid_request", "", None),
     ],
 )
-def test_bad_input_gets_its_status_code_message_and_param(client, body, status, code, param, message):
+def test_bad_input_gets_its_status_code_message_and_param(
+    client, body, status, code, param, message
+):
     response = client._http.post("/v1/predict", json=body)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (status, code)
@@ -120,7 +140,9 @@ def test_bad_input_gets_its_status_code_message_and_param(client, body, status, 
 
 
 def test_a_body_that_is_not_json_is_refused(client):
-    response = client._http.post("/v1/predict", content=b"{no", headers={"Content-Type": "application/json"})
+    response = client._http.post(
+        "/v1/predict", content=b"{no", headers={"Content-Type": "application/json"}
+    )
     assert response.status_code == 400
     assert "not JSON" in response.json()["error"]["message"]
 
@@ -171,7 +193,9 @@ def damage_manifest(folder):
         (damage_manifest, 400, "invalid_bundle"),
     ],
 )
-def test_a_bad_bundle_is_refused_and_changes_nothing(client, bundles, tmp_path, damage, status, code):
+def test_a_bad_bundle_is_refused_and_changes_nothing(
+    client, bundles, tmp_path, damage, status, code
+):
     folder = shutil.copytree(bundles / "labels-2", tmp_path / "bad")
     damage(folder)
     before = client.list_adapters()
@@ -208,7 +232,9 @@ def test_aliases_move_with_if_match(client, bundles):
     with pytest.raises(ClientError) as caught:
         client.set_alias("moving", "production", 2, if_revision=first["revision"] + 1)
     assert caught.value.status == 409
-    response = client._http.put("/v1/adapters/moving/aliases/production", json={"version": 2}, headers={"If-Match": "x"})
+    response = client._http.put(
+        "/v1/adapters/moving/aliases/production", json={"version": 2}, headers={"If-Match": "x"}
+    )
     assert response.status_code == 400
     assert client.predict("moving", "x")[0]["version"] == 1
     assert client.get_adapter("moving")["aliases"]["production"]["version"] == 1
@@ -218,7 +244,9 @@ def test_a_version_swapped_under_load_loses_nothing(client, server, bundles):
     client.create_version("swapped", bundles / "labels")
     client.set_alias("swapped", "production", 1)
     texts = [f"text number {i} about the sun" for i in range(20)]
-    swap = swap_version(str(client._http.base_url), "swapped", str(bundles / "labels-2"), texts, print)
+    swap = swap_version(
+        str(client._http.base_url), "swapped", str(bundles / "labels-2"), texts, print
+    )
     assert swap.checks == dict.fromkeys(swap.checks, True)
     assert (swap.failed, swap.old_version, swap.new_version) == (0, 1, 2)
     assert swap.sent > 20
@@ -260,7 +288,9 @@ def test_a_full_queue_refuses_with_429(tmp_path, decoder_folder, bundles):
             thread.join()
         refused = [r for r in statuses if r.status_code == 429]
         assert refused
-        assert all(r.headers["Retry-After"] and r.json()["error"]["code"] == "overloaded" for r in refused)
+        assert all(
+            r.headers["Retry-After"] and r.json()["error"]["code"] == "overloaded" for r in refused
+        )
         assert any(r.status_code == 200 for r in statuses)
 
 

@@ -99,10 +99,16 @@ def test_what_a_person_can_put_right_ends_with_one_line_and_2(tmp_path, argument
 
 def test_push_list_alias_and_show(tmp_path, decoder_folder, decoder_spec):
     save_bundle(tmp_path / "bundle", decoder_spec, classifier())
-    pushed = headstock("adapters", "push", "labels", tmp_path / "bundle", "--backbone", decoder_folder)
+    pushed = headstock(
+        "adapters", "push", "labels", tmp_path / "bundle", "--backbone", decoder_folder
+    )
     assert "Registered labels:1" in pushed.stdout, pushed.stderr
-    assert "labels@production -> 1" in headstock("adapters", "alias", "labels", "production", 1).stdout
-    assert headstock("adapters", "list").stdout == "labels:1  text-classification  production -> 1\n"
+    assert (
+        "labels@production -> 1" in headstock("adapters", "alias", "labels", "production", 1).stdout
+    )
+    assert (
+        headstock("adapters", "list").stdout == "labels:1  text-classification  production -> 1\n"
+    )
     shown = json.loads(headstock("adapters", "show", "labels@production").stdout)
     assert (shown["name"], shown["version"], shown["task"]) == ("labels", 1, "text-classification")
 
@@ -110,7 +116,9 @@ def test_push_list_alias_and_show(tmp_path, decoder_folder, decoder_spec):
 def test_a_damaged_bundle_is_not_pushed(tmp_path, decoder_folder, decoder_spec):
     save_bundle(tmp_path / "bundle", decoder_spec, classifier())
     (tmp_path / "bundle" / "head.safetensors").unlink()
-    done = headstock("adapters", "push", "labels", tmp_path / "bundle", "--backbone", decoder_folder)
+    done = headstock(
+        "adapters", "push", "labels", tmp_path / "bundle", "--backbone", decoder_folder
+    )
     assert_one_line(done, "head.safetensors")
     assert headstock("adapters", "list").stdout == ""
 

@@ -64,7 +64,6 @@ def test_a_call_may_be_as_large_as_the_limit():
 
 
 REQUESTS = [{"adapter": "y", "input": "z"}]
-dropped = pytest.mark.xfail(strict=True, reason="native.py:_one_form lets these by, and drops them")
 
 
 @pytest.mark.parametrize(
@@ -83,9 +82,9 @@ dropped = pytest.mark.xfail(strict=True, reason="native.py:_one_form lets these 
         {"requests": [{"adapter": "x"}]},
         {"requests": [{"input": "x"}]},
         {"requests": [{"adapter": "x", "input": "a", "truncate": True}]},
-        pytest.param({"adapter": "x", "requests": REQUESTS}, marks=dropped),
-        pytest.param({"inputs": "a", "requests": REQUESTS}, marks=dropped),
-        pytest.param({"parameters": {"truncate": True}, "requests": REQUESTS}, marks=dropped),
+        pytest.param({"adapter": "x", "requests": REQUESTS}),
+        pytest.param({"inputs": "a", "requests": REQUESTS}),
+        pytest.param({"parameters": {"truncate": True}, "requests": REQUESTS}),
     ],
     ids=str,
 )
@@ -127,9 +126,6 @@ def test_a_call_whose_rows_all_failed_has_the_first_ones_status(kind, status):
     assert headers.get("Retry-After") == ("1" if kind is Overloaded else None)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="validation.py shows half a surrogate pair, which no UTF-8 has"
-)
 @pytest.mark.parametrize("row", [r'{"text": "\ud800"}', r'{"text": "a", "\udfff": 1}'])
 def test_half_a_surrogate_pair_is_refused_in_words_that_can_be_sent(row):
     with pytest.raises(ValidationError) as caught:

@@ -53,9 +53,6 @@ def test_a_value_out_of_range_is_refused_by_name_and_value(monkeypatch, name, va
     assert caught.value.param == name
 
 
-@pytest.mark.xfail(
-    strict=True, reason="settings.py: extra='ignore' drops an option that is misspelt"
-)
 def test_an_unknown_option_is_refused():
     with pytest.raises(InvalidRequest, match="prot"):
         load_settings(prot=9000)
@@ -66,7 +63,6 @@ def test_every_setting_but_the_port_says_what_it_is(name):
     assert Settings.model_fields[name].description or name == "port"
 
 
-@pytest.mark.xfail(strict=True, reason="settings.py takes HEADSTOCK_HOME past adapters/home.py")
 @pytest.mark.parametrize(
     ("value", "expected"), [("~/heads", "heads"), ("", ".local/share/headstock")]
 )

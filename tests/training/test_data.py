@@ -165,7 +165,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         load_examples(str(tmp_path / "gone.jsonl"), TASK)
 
 
-@pytest.mark.xfail(strict=True, reason="training/data.py:_records opens with utf-8, not utf-8-sig")
 @pytest.mark.parametrize(
     ("name", "content"), [("a.jsonl", json_lines(GOOD)), ("a.csv", as_csv([GOOD]))]
 )
@@ -176,25 +175,21 @@ def test_a_byte_order_mark_is_no_part_of_the_data(write, name, content):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="training/data.py:_records lets csv.Error out")
 def test_a_csv_cell_may_be_as_long_as_a_json_string(write):
     row = {"text": "long " * 30_000, "label": "pos"}
     assert len(load_examples(write("a.csv", as_csv([row])), TASK)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="training/data.py:_cell makes a list of a text")
 def test_a_csv_text_in_brackets_stays_a_text(write):
     path = write("a.csv", as_csv([{"text": "[1]", "label": "citation"}]))
     assert load_examples(path, TASK)[0].request.text == "[1]"
 
 
-@pytest.mark.xfail(strict=True, reason="training/data.py:_json_lines lets RecursionError out")
 def test_a_line_nested_too_deep_is_named_by_its_number(write):
     _, problems = read_examples(write("a.jsonl", json_lines(GOOD, "[" * 100_000)), TASK)
     assert [problem.line for problem in problems] == [2]
 
 
-@pytest.mark.xfail(strict=True, reason="training/data.py:_records lets fsspec's ValueError out")
 def test_a_url_of_an_unknown_kind_is_refused():
     with pytest.raises(InvalidData):
         load_examples("nosuch://bucket/a.jsonl", TASK)

@@ -58,9 +58,6 @@ def test_events_are_numbered_from_one_and_keep_kind_message_and_data(path, clock
         *[
             pytest.param(
                 f"a{mark}b",
-                marks=pytest.mark.xfail(
-                    strict=True, reason="events.py:_last_number splits inside a line"
-                ),
             )
             for mark in "\u2028\x85"
         ],
@@ -80,7 +77,6 @@ def test_an_empty_file_begins_at_one(path):
     assert read(path)[0].number == 1
 
 
-@pytest.mark.xfail(strict=True, reason="events.py:_last_number lets ValidationError out")
 def test_a_run_killed_while_it_wrote_can_be_resumed(path):
     EventLog(path).emit(EventKind.STARTED, "one")
     with path.open("a") as file:

@@ -17,10 +17,6 @@ GOOD = [
     for i in range(12)
     for word, label in (("good", "+"), ("bad", "-"))
 ]
-    {"text": f"a {w} film {i}", "label": l}
-    for i in range(12)
-    for w, l in (("good", "+"), ("bad", "-"))
-]
 
 
 def write(path, rows):

@@ -98,6 +98,18 @@ def test_a_mixed_batch_equals_each_row_alone(engine, decoder_tokenizer):
         assert_same(result, engine.run([row])[0])
 
 
+def test_in_bf16_a_mixed_batch_gives_every_row_what_it_gets_alone_within_rounding(
+    decoder_spec, decoder_tokenizer, bundles
+):
+    engine = Engine(load_backbone(decoder_spec, "bfloat16"), lambda name: bundles / name)
+    rows = rows_of(decoder_tokenizer, ["two", "many", "spans", None, "other", "summary"] * 2)
+    for row, result in zip(rows, engine.run(rows), strict=True):
+        if row.generation is None:
+            alone = engine.run([row])[0].output.logits
+            actual = torch.from_numpy(result.output.logits)
+            torch.testing.assert_close(actual, torch.from_numpy(alone), atol=0.1, rtol=0.05)
+
+
 def test_two_adapters_with_2_and_77_labels_share_a_batch(engine, decoder_tokenizer):
     rows = rows_of(decoder_tokenizer, ["two", "many"])
     engine.run(rows)

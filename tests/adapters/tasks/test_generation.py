@@ -46,7 +46,6 @@ def test_the_longest_answer_always_has_room_behind_the_prompt(decoder_tokenizer)
     assert decoder_tokenizer.decode(cut.token_ids).endswith("assistant\n")
 
 
-@pytest.mark.xfail(strict=True, reason="generation.py:encode says 'at most -900 fit'")
 def test_an_answer_longer_than_all_room_is_refused_as_the_fault_of_its_parameter(decoder_tokenizer):
     with pytest.raises(TextTooLong) as caught:
         encode(decoder_tokenizer, 100, max_new_tokens=1000)

@@ -130,9 +130,6 @@ def test_the_score_compares_predicted_with_true_labels():
         pytest.param(
             {"labels": ["a", "a"]},
             "labels",
-            marks=pytest.mark.xfail(
-                strict=True, reason="ClassificationOptions takes a label twice"
-            ),
         ),
     ],
 )

@@ -1,0 +1,74 @@
+"""Backbones: found by folder, fingerprinted by content, refused with a reason."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from adapters.backbone import describe_backbone, fastest_dtype, find_backbone, load_backbone
+from adapters.errors import EnvironmentProblem, UnsupportedBackbone
+from adapters.runtime.pack import pack_rows
+from tests.tiny import save_backbone
+
+
+def change_config(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def test_a_fingerprint_follows_the_weights_and_not_the_folder(
+    tmp_path, decoder_folder, decoder_spec
+):
+    copy = shutil.copytree(decoder_folder, tmp_path / "copy")
+    assert describe_backbone(copy).fingerprint == decoder_spec.fingerprint
+    change_config(copy, transformers_version="9.9")
+    assert describe_backbone(copy).fingerprint == decoder_spec.fingerprint
+    change_config(copy, rms_norm_eps=0.1)
+    assert describe_backbone(copy).fingerprint != decoder_spec.fingerprint
+    other = save_backbone(tmp_path / "other", "llama", seed=7)
+    assert describe_backbone(other).fingerprint != decoder_spec.fingerprint
+
+
+def test_a_spec_names_every_linear_layer_but_the_language_head(decoder_spec, encoder_spec):
+    assert len(decoder_spec.modules) == 14
+    assert decoder_spec.modules["model.layers.0.mlp.down_proj"] == (48, 32)
+    assert not any("lm_head" in name for name in decoder_spec.modules)
+    assert len(encoder_spec.modules) == 12
+    assert not any("pooler" in name for name in encoder_spec.modules)
+
+
+def test_what_is_nowhere_is_said_with_what_there_is(tmp_path):
+    with pytest.raises(EnvironmentProblem, match="smollm2-135m-instruct"):
+        find_backbone("no/where", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"model_type": "gpt2"}, {"model_type": "qwen2", "use_sliding_window": True}]
+)
+def test_an_architecture_that_cannot_be_served_is_refused(tmp_path, decoder_folder, fields):
+    folder = shutil.copytree(decoder_folder, tmp_path / "copy")
+    change_config(folder, **fields)
+    with pytest.raises(UnsupportedBackbone, match="llama"):
+        describe_backbone(folder)
+
+
+def test_pickled_weights_are_not_read(tmp_path, decoder_folder):
+    folder = shutil.copytree(decoder_folder, tmp_path / "copy")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedBackbone, match="safetensors"):
+        describe_backbone(folder)
+
+
+def test_auto_takes_one_of_two_dtypes_and_stays_with_it():
+    assert fastest_dtype() in (torch.float32, torch.bfloat16)
+    assert fastest_dtype() is fastest_dtype()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loaded_backbone_is_frozen_and_has_the_dtype_asked_for(decoder_spec, dtype):
+    backbone = load_backbone(decoder_spec, dtype)
+    assert backbone.dtype == getattr(torch, dtype)
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+    hidden = backbone.hidden_states(torch.arange(5, 9), pack_rows([4]))
+    assert backbone.next_token_logits(hidden).dtype == torch.float32

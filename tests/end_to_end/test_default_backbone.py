@@ -1,0 +1,76 @@
+"""The default backbone, for real: prepared from its package, trained on, served, mixed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapters.backbone import describe_backbone
+from adapters.packaged import DEFAULT_BACKBONE, packaged_folder
+from tests.bundles import answerer, save_bundle, summarizer
+from tests.servers import running_server
+
+ROOT = Path(__file__).parent.parent.parent
+DATA = ROOT / "examples" / "data"
+
+
+def headstock(home, *arguments):
+    command = [sys.executable, "-m", "service.cli", *map(str, arguments), "--home", str(home)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("default-backbone")
+    headstock(home, "backbone", "prepare")
+    return home
+
+
+@pytest.fixture(scope="module")
+def trained(home):
+    """A sentiment adapter, trained for a few steps and registered; the folder of its run."""
+    rows = (DATA / "sentence_polarity" / "test.jsonl").read_text().splitlines()[:30]
+    (home / "test.jsonl").write_text("\n".join(rows) + "\n")
+    headstock(
+        *(home, "train", "text-classification", DATA / "sentence_polarity" / "train.jsonl"),
+        *("--test", home / "test.jsonl", "--out", home / "run", "--name", "sentiment"),
+        *("--max-tokens", 3000, "--last-layers", 3),
+    )
+    return home / "run"
+
+
+def test_the_server_gives_the_very_answers_that_evaluation_gave(home, trained):
+    spec = describe_backbone(packaged_folder(DEFAULT_BACKBONE, home), DEFAULT_BACKBONE)
+    for name, task in (("squad", answerer()), ("tldr", summarizer())):
+        save_bundle(home / name, spec, task, last_layers=2)
+    lines = (trained / "predictions.jsonl").read_text().splitlines()
+    evaluated = [json.loads(line) for line in lines]
+    question = json.loads((DATA / "squad_v1" / "test.jsonl").read_text().splitlines()[0])
+    with running_server(home, DEFAULT_BACKBONE) as (client, _):
+        for name in ("squad", "tldr"):
+            client.create_version(name, home / name)
+        others = [
+            {"adapter": "squad", "input": {k: question[k] for k in ("question", "context")}},
+            {"adapter": "tldr", "input": question["context"]},
+        ]
+        client.predict_many(others)  # from now on all three are resident
+        asked = [{"adapter": "sentiment", "input": row["text"]} for row in evaluated]
+        answers = client.predict_many(others + asked)
+        largest = client.stats()["largest"]
+    assert [a["adapter"] for a in answers[:2]] == ["squad", "tldr"]
+    assert answers[0]["answer"] == question["context"][answers[0]["start"] : answers[0]["end"]]
+    for row, answer in zip(evaluated, answers[2:], strict=True):
+        assert answer["label"] == row["prediction"]["label"]
+        assert answer["score"] == pytest.approx(row["prediction"]["score"], abs=2e-2)
+    assert (largest["adapters"], len(largest["tasks"])) == (3, 3)
+
+
+def test_a_second_preparation_is_instant_and_changes_nothing(home):
+    folder = packaged_folder(DEFAULT_BACKBONE, home)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert str(folder) in headstock(home, "backbone", "prepare")
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before

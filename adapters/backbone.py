@@ -6,16 +6,17 @@ names in bundles are those of that form.
 
 from __future__ import annotations
 
-import functools
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from adapters.dtype import DtypeName, resolve_dtype
 from adapters.errors import EnvironmentProblem, UnsupportedBackbone
+from adapters.home import default_home
 from adapters.packaged import PACKAGED, prepare_packaged
 from adapters.tensors import canonical_digest, file_digest
+from adapters.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from adapters.runtime.pack import Pack
 
 Family = Literal["decoder", "encoder"]
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Models whose code passes extra keyword arguments down to the attention function, tested packed.
 PACKED_FAMILIES: dict[str, Family] = {
@@ -40,7 +40,8 @@ class BackboneSpec(BaseModel):
     """What others must know of a backbone without loading it; kept in the registry.
 
     ``modules`` maps each linear layer that adapters may target to its (input, output) sizes;
-    ``fingerprint`` is a SHA-256 over the source weights and the fields of the config that decide an answer.
+    ``fingerprint`` is a SHA-256 over the source weights and the fields of the config that decide an answer,
+    ``tokenizer`` one over the tokenizer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +49,7 @@ class BackboneSpec(BaseModel):
     name: str
     folder: str
     fingerprint: str
+    tokenizer: str
     family: Family
     model_type: str
     hidden_size: int
@@ -107,6 +109,7 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
         name=name or folder.name,
         folder=str(folder),
         fingerprint=_fingerprint(folder),
+        tokenizer=load_tokenizer(folder).fingerprint(),
         family=family,
         model_type=config.model_type,
         hidden_size=config.hidden_size,
@@ -200,43 +203,22 @@ class Backbone:
         return logits.float()
 
 
-def load_backbone(spec: BackboneSpec, dtype: DtypeName = "auto", device: str = "cpu") -> Backbone:
-    """Load a backbone's weights, frozen, for packed attention."""
+def load_backbone(
+    spec: BackboneSpec, dtype: DtypeName, *, home: Path | None = None, device: str = "cpu"
+) -> Backbone:
+    """Load a backbone's weights, frozen, for packed attention.
+
+    Args:
+        home: where the choice for dtype ``auto`` is kept; needed for that only.
+    """
     import torch
 
     from adapters.runtime.attention import PACKED
 
-    chosen = fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    chosen = getattr(torch, resolve_dtype(dtype, device, home or default_home()))
     extra = {"add_pooling_layer": False} if spec.model_type == "bert" else {}
     model = _model_class(spec.family).from_pretrained(
         spec.folder, dtype=chosen, attn_implementation=PACKED, **extra
     )
     model.requires_grad_(False)
     return Backbone(spec, model.to(device).eval())
-
-
-@functools.cache
-def fastest_dtype(device: str = "cpu") -> torch.dtype:
-    """Return the faster of fp32 and bf16 for matrix products on this device, by trying both.
-
-    On CPUs "has AVX512-BF16" does not tell: one machine with it ran bf16 at 4.3 times the fp32 rate,
-    another (Emerald Rapids with AMX hidden) at 0.55 times.
-    """
-    import torch
-
-    if device != "cpu":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    rate = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return min(rate, key=lambda dtype: rate[dtype])
-
-
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    import torch
-
-    x, weight = torch.randn(256, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        begin = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        best = min(best, time.perf_counter() - begin)
-    return best

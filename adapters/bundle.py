@@ -57,6 +57,7 @@ class Lineage(Strict):
     data: dict[str, str] = Field(default_factory=dict, description="SHA-256 of each data file.")
     seed: int | None = None
     parent: str | None = Field(None, description="Digest of the version it was continued from.")
+    dtype: str | None = Field(None, description="What the backbone ran in; metrics are of that.")
     libraries: dict[str, str] = Field(default_factory=dict)
     created_at: str | None = None
 
@@ -236,6 +237,11 @@ def _check_backbone(manifest: Manifest, modules: dict[str, LoraModule], spec: Ba
             f"The bundle was made for backbone '{manifest.backbone.name}' (fingerprint "
             f"{manifest.backbone.fingerprint[:12]}…); here runs '{spec.name}' "
             f"({spec.fingerprint[:12]}…). Train it on this one, or start a server with --backbone."
+        )
+    if manifest.backbone.tokenizer != spec.tokenizer:
+        raise BackboneMismatch(
+            f"The bundle was made with another tokenizer than that of backbone '{spec.name}' here. Train "
+            "it with this one."
         )
     check_against_backbone(modules, spec)
 

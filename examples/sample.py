@@ -41,7 +41,7 @@ def main(source: Path) -> None:
     write("squad_v1", "test", rows(source / "squad_v1" / "test.jsonl")[:240])
     short = [r for r in rows(source / "scitldr" / "train.jsonl") if len(r["text"]) <= 1100]
     write("scitldr", "train", short[:300])
-    write("scitldr", "test", rows(source / "scitldr" / "test.jsonl")[:80])
+    write("scitldr", "test", rows(source / "scitldr" / "test.jsonl")[:60])
 
 
 if __name__ == "__main__":

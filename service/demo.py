@@ -23,89 +23,15 @@ from rich.table import Table
 
 from adapters.errors import EnvironmentProblem, HeadstockError
 from service.client import Client
+from service.demo_adapters import DATA, DemoAdapter, demo_adapters, inputs_of
 from service.demo_traffic import BurstResult, SwapResult, send_burst, swap_version
 from service.opening import open_registry
 from service.runs import RunProgress, execute_run, last_line, quiet_environment
 from service.settings import Settings, make_folder, prepare_home
 from training.contract import BUNDLE_NAME, RunConfig, RunResult
 
-DATA = Path(__file__).parent.parent / "examples" / "data"
 START_SECONDS = 120.0
 _LIBRARIES = ("headstock", "torch", "transformers", "peft", "litserve")
-
-
-@dataclass(frozen=True, slots=True)
-class DemoAdapter:
-    """One of the demo's adapters, and the gain that its training must bring.
-
-    ``min_after`` and ``min_gain`` are in the task's primary metric, 0 to 1.
-    """
-
-    name: str
-    note: str
-    config: RunConfig
-    min_after: float
-    min_gain: float
-
-
-def demo_adapters(backbone: str) -> list[DemoAdapter]:
-    """Return what the demo trains; the settings were chosen on validation splits that are not shipped."""
-
-    def config(
-        task: str, folder: str, max_row_tokens: int | None = None, **fields: Any
-    ) -> RunConfig:
-        files = {part: str(DATA / folder / f"{part}.jsonl") for part in ("train", "test")}
-        return RunConfig.model_validate(
-            {
-                "task": task,
-                "backbone": backbone,
-                "evaluate_untrained": True,
-                "data": {**files, "max_row_tokens": max_row_tokens},
-                **fields,
-            }
-        )
-
-    return [
-        DemoAdapter(
-            "sentiment",
-            "movie-review sentences, positive or negative",
-            config(
-                "text-classification",
-                "sentence_polarity",
-                options={"template": "Review: {text}\nSentiment:"},
-                lora={"last_layers": 20},
-                fit={"max_tokens": 60_000},
-            ),
-            min_after=0.80,
-            min_gain=0.10,
-        ),
-        DemoAdapter(
-            "squad",
-            "answers as slices of a paragraph; trained on short contexts to fit the time, tested on all",
-            config(
-                "question-answering",
-                "squad_v1",
-                max_row_tokens=160,
-                lora={"last_layers": 15},
-                fit={"max_tokens": 70_000, "learning_rate": 2e-3, "batch_tokens": 768},
-            ),
-            min_after=0.20,
-            min_gain=0.20,
-        ),
-        DemoAdapter(
-            "tldr",
-            "one-sentence summaries of scientific abstracts, generated",
-            config(
-                "summarization",
-                "scitldr",
-                options={"max_new_tokens": 48},
-                lora={"last_layers": 15},
-                fit={"max_tokens": 30_000, "batch_tokens": 1024},
-            ),
-            min_after=0.0,
-            min_gain=0.01,
-        ),
-    ]
 
 
 @dataclass(slots=True)
@@ -273,7 +199,7 @@ class Demo:
         requests = [
             (adapter.name, given)
             for adapter, count in zip(adapters, (60, 30, 15), strict=True)
-            for given in _inputs(adapter, count)
+            for given in inputs_of(adapter, count)
         ]
         with self._counting_bar("answered", len(requests)) as advance:
             burst = send_burst(self._url, requests, advance)
@@ -289,7 +215,7 @@ class Demo:
         )
 
     def _swap(self, adapter: DemoAdapter) -> None:
-        texts = [given["text"] for given in _inputs(adapter, 40)]
+        texts = [given["text"] for given in inputs_of(adapter, 40)]
         bundle = str(self._run_folder(f"{adapter.name}-2") / BUNDLE_NAME)
         with self._timed_bar("requests run", 12):
             swap: SwapResult = swap_version(
@@ -367,15 +293,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _inputs(adapter: DemoAdapter, count: int) -> list[dict[str, Any]]:
-    """Return requests made of the first rows of an adapter's test file."""
-    from adapters.tasks.catalog import task_class
-
-    fields = task_class(adapter.config.task).Request.model_fields
-    lines = Path(str(adapter.config.data.test)).read_text().splitlines()[:count]
-    return [{k: v for k, v in json.loads(line).items() if k in fields} for line in lines]
 
 
 def _print_report(console: Console, report: Report, out: Path) -> None:

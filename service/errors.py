@@ -56,6 +56,11 @@ def add_error_handlers(app: FastAPI) -> None:
         body = {"code": "invalid_request", "message": f"In the request, {message}", "param": path}
         return JSONResponse({"error": body}, 400)
 
+    @app.exception_handler(Exception)
+    async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+        message = f"The server failed: {type(error).__name__}. Its log tells more."
+        return JSONResponse({"error": {"code": "internal", "message": message, "param": None}}, 500)
+
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")

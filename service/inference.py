@@ -46,7 +46,7 @@ class RunRows:
 
 @dataclass(frozen=True, slots=True)
 class ReadStats:
-    """The reply is the engine's `EngineStats` (adapters.runtime.engine)."""
+    """The reply is the engine's `EngineStats` (adapters.runtime.stats)."""
 
 
 Message = RunRows | ReadStats
@@ -58,6 +58,7 @@ class EngineSpec(LitSpec):
     def __init__(self, max_waiting_calls: int) -> None:
         super().__init__()
         self._max_waiting_calls = max_waiting_calls
+        self._event_loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def stream(self) -> bool:
@@ -77,8 +78,8 @@ class EngineSpec(LitSpec):
         return output
 
     def __getstate__(self) -> dict[str, Any]:
-        # The buffer holds asyncio events, which can't go to the worker's process.
-        return {**super().__getstate__(), "response_buffer": None}
+        # Event loop and buffer hold asyncio objects, which can't go to the worker's process.
+        return {**super().__getstate__(), "response_buffer": None, "_event_loop": None}
 
     async def call(self, message: Message) -> Any:
         """Send a message to the engine and return its reply.
@@ -91,6 +92,7 @@ class EngineSpec(LitSpec):
                 f"'{self.num_waiting_calls}' calls are waiting, as many as this server takes. "
                 "Try again after the time in Retry-After."
             )
+        self._event_loop = asyncio.get_running_loop()
         uid = str(uuid.uuid4())
         item = ResponseBufferItem(event=asyncio.Event(), response_queue=deque())
         self.response_buffer[uid] = item
@@ -104,6 +106,13 @@ class EngineSpec(LitSpec):
         if status == LitAPIStatus.ERROR:
             raise reply if isinstance(reply, HeadstockError) else PredictionFailed(str(reply))
         return reply
+
+    def fail_waiting_calls(self, error: HeadstockError) -> None:
+        """Answer every call in flight with an error; may be called from any thread."""
+        for item in list((self.response_buffer or {}).values()):
+            item.response_queue.append((error, LitAPIStatus.ERROR))
+            if self._event_loop is not None:
+                self._event_loop.call_soon_threadsafe(item.event.set)
 
 
 class EngineApi(ls.LitAPI):
@@ -126,7 +135,9 @@ class EngineApi(ls.LitAPI):
         settings = self._settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        backbone = load_backbone(self._backbone, settings.dtype, settings.device)
+        backbone = load_backbone(
+            self._backbone, settings.dtype, home=settings.home, device=settings.device
+        )
         blobs = BlobStore(settings.resolved_blob_url(), settings.bundle_cache())
         limits = EngineLimits(
             step_tokens=settings.step_tokens,
@@ -172,7 +183,7 @@ class EngineLoop(LitLoop):
                 call = _Call(uid, queue_id, {row.row_id: None for row in message.rows})
                 calls.update((row.row_id, call) for row in message.rows)
                 self._settle(transport, calls, _submit(engine, message.rows))
-            self._settle(transport, calls, engine.step())
+            self._settle(transport, calls, _step(engine))
             engine.wait_for_loads(_LOAD_WAIT_SECONDS)
 
     def _settle(
@@ -190,6 +201,15 @@ class EngineLoop(LitLoop):
         self.put_response(
             transport, queue_id, uid, data, LitAPIStatus.OK, LoopResponseType.STREAMING
         )
+
+
+def _step(engine: Engine) -> list[RowResult]:
+    """Step the engine; what should never happen ends the rows that are in it, not the server."""
+    try:
+        return engine.step()
+    except Exception as error:
+        logger.exception("The engine failed; its rows are answered with an error")
+        return engine.abort(error)
 
 
 def _submit(engine: Engine, rows: Sequence[Row]) -> list[RowResult]:

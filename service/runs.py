@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from adapters.errors import HeadstockError, InvalidData, PredictionFailed
 from training.contract import (
@@ -109,7 +116,7 @@ def last_line(path: Path) -> str:
 
 
 class RunProgress:
-    """Shows a run's events: a bar with an ETA for each stage that counts, warnings as lines."""
+    """Shows a run's events: a bar for the stage it is in, with an ETA once the stage counts, and warnings as lines."""
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
@@ -118,12 +125,14 @@ class RunProgress:
             TextColumn("  {task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
         )
-        self._tasks: dict[str, object] = {}
+        self._stage = self._bars.add_task("starting", total=None, note="")
 
     def __enter__(self) -> RunProgress:
         self._bars.start()
@@ -134,19 +143,15 @@ class RunProgress:
 
     def show(self, event: Event) -> None:
         if event.kind == EventKind.STAGE:
-            self._console.print(f"  {self._title}: {event.message}")
+            self._console.print(f"  {self._title}: {event.message}", highlight=False)
+            # No total yet: the bar moves to and fro until the stage tells how far it is.
+            self._bars.reset(self._stage, total=None, description=event.data["stage"], note="")
         elif event.kind == EventKind.WARNING:
-            self._console.print(f"  {self._title}: [yellow]note:[/] {event.message}")
+            self._console.print(
+                f"  {self._title}: [yellow]note:[/] {event.message}", highlight=False
+            )
         elif event.kind == EventKind.PROGRESS:
-            self._advance(event)
-
-    def _advance(self, event: Event) -> None:
-        stage = str(event.data["stage"])
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=event.data["total"], note="")
-        loss = event.data.get("loss")
-        note = f"loss {loss:.3f}" if isinstance(loss, float) else ""
-        task: object = self._tasks[stage]
-        self._bars.update(task, completed=event.data["done"], note=note)  # type: ignore[arg-type]
-        if event.data["done"] >= event.data["total"]:
-            self._bars.remove_task(self._tasks.pop(stage))  # type: ignore[arg-type]
+            loss = event.data.get("loss")
+            note = f"loss {loss:.3f}" if isinstance(loss, float) else ""
+            total, done = event.data["total"], event.data["done"]
+            self._bars.update(self._stage, total=total, completed=done, note=note)

@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing.connection
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from typing import Any
 
 import litserve as ls
 
 from adapters.backbone import describe_backbone, find_backbone
-from adapters.errors import EnvironmentProblem
+from adapters.errors import EnvironmentProblem, Unavailable
 from adapters.tokenizer import load_tokenizer
 from service.errors import add_error_handlers
-from service.inference import EngineApi
+from service.inference import EngineApi, EngineSpec
 from service.opening import open_registry
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
 from service.routes.predict import predict_router
 from service.settings import Settings
 
+logger = logging.getLogger(__name__)
+_LAST_ANSWERS_SECONDS = 0.5  # what the API thread gets to send the errors out
 
-def build_server(settings: Settings) -> ls.LitServer:
+
+class Server(ls.LitServer):
+    """A LitServer that ends, calls in flight answered, when its engine's process is gone.
+
+    LitServe's own monitor would shut the manager down under the main thread and leave the API thread running.
+    """
+
+    is_stopping = False
+
+    def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:
+        self._monitor_workers = False
+        workers: list[Any] = super().launch_inference_worker(lit_api)
+        threading.Thread(target=self._watch, args=(workers, lit_api.spec), daemon=True).start()
+        return workers
+
+    def _watch(self, workers: list[Any], spec: EngineSpec) -> None:
+        multiprocessing.connection.wait([worker.sentinel for worker in workers])
+        if self.is_stopping:
+            return
+        codes = ", ".join(str(worker.exitcode) for worker in workers)
+        logger.error("The engine's process ended (exit code %s); the server ends too.", codes)
+        spec.fail_waiting_calls(
+            Unavailable(
+                "The engine's process ended while it worked on this. Send the request again."
+            )
+        )
+        time.sleep(_LAST_ANSWERS_SECONDS)
+        os._exit(1)
+
+
+def build_server(settings: Settings) -> Server:
     """Return a server ready to run.
 
     Raises:
@@ -36,7 +70,7 @@ def build_server(settings: Settings) -> ls.LitServer:
     backbone = describe_backbone(folder, settings.backbone)
     registry.add_backbone(backbone)
     api = EngineApi(settings, backbone)
-    server = ls.LitServer(
+    server = Server(
         api,
         accelerator="cpu",  # the engine picks its device itself, by settings.device
         timeout=False,
@@ -59,15 +93,20 @@ def run_server(settings: Settings) -> None:
     check_port(settings.host, settings.port)
     server = build_server(settings)
     _stop_on_signals(server, settings.drain_seconds)
-    server.run(
-        host=settings.host,
-        port=settings.port,
-        num_api_servers=1,
-        # A thread: LitServe otherwise forks, and a fork after torch has run threads can hang.
-        api_server_worker_type="thread",
-        generate_client_file=False,
-        log_level="warning",
-    )
+    try:
+        server.run(
+            host=settings.host,
+            port=settings.port,
+            num_api_servers=1,
+            # A thread: LitServe otherwise forks, and a fork after torch has run threads can hang.
+            api_server_worker_type="thread",
+            generate_client_file=False,
+            log_level="warning",
+        )
+    except RuntimeError as error:  # what LitServe raises when the worker's setup failed
+        raise EnvironmentProblem(
+            "The engine did not start; the lines above tell why. Check --dtype, --device and memory."
+        ) from error
     # The API thread is not LitServe's to end (it calls terminate(), which threads don't have).
     sys.stdout.flush()
     sys.stderr.flush()
@@ -88,8 +127,9 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
-def _stop_on_signals(server: ls.LitServer, drain_seconds: float) -> None:
+def _stop_on_signals(server: Server, drain_seconds: float) -> None:
     def drain() -> None:
+        server.is_stopping = True
         deadline = time.monotonic() + drain_seconds
         spec = server.lit_api.spec
         while spec.num_waiting_calls and time.monotonic() < deadline:

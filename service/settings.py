@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from adapters.backbone import DtypeName
+from adapters.dtype import DtypeName
 from adapters.errors import EnvironmentProblem, InvalidRequest
 from adapters.home import default_home
 from adapters.packaged import DEFAULT_BACKBONE

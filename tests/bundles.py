@@ -7,7 +7,6 @@ import torch
 from adapters.backbone import Backbone, BackboneSpec, load_backbone
 from adapters.bundle import Manifest
 from adapters.tasks.catalog import AnyTask, get_task
-from adapters.tokenizer import load_tokenizer
 from training.contract import LoraSettings
 from training.export import seal, write_weights
 from training.trainer import build_trainee
@@ -49,9 +48,9 @@ def save_bundle(
         folder,
         task=task,
         spec=spec,
-        tokenizer=load_tokenizer(spec.folder),
         metrics={},
         data={},
+        dtype="float32",
         seed=seed,
         parent=None,
     )

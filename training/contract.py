@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.backbone import DtypeName
+from adapters.dtype import DtypeName
 from adapters.packaged import DEFAULT_BACKBONE
 
 CONFIG_NAME = "run.json"

@@ -26,7 +26,6 @@ from adapters.bundle import (
 )
 from adapters.errors import InvalidBundle
 from adapters.tasks.catalog import AnyTask
-from adapters.tokenizer import Tokenizer
 from training.contract import LoraSettings
 from training.trainer import Trainee
 
@@ -98,9 +97,9 @@ def seal(
     *,
     task: AnyTask,
     spec: BackboneSpec,
-    tokenizer: Tokenizer,
     metrics: dict[str, dict[str, float]],
     data: dict[str, str],
+    dtype: str,
     seed: int | None,
     parent: str | None,
 ) -> Manifest:
@@ -109,6 +108,7 @@ def seal(
         data=data,
         seed=seed,
         parent=parent,
+        dtype=dtype,
         libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -117,7 +117,7 @@ def seal(
         task=task,
         head=task.head(spec.family),
         backbone=BackboneReference(
-            name=spec.name, fingerprint=spec.fingerprint, tokenizer=tokenizer.fingerprint()
+            name=spec.name, fingerprint=spec.fingerprint, tokenizer=spec.tokenizer
         ),
         metrics=metrics,
         lineage=lineage,

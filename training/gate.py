@@ -59,23 +59,25 @@ def _label_warnings(train: Sequence[Example], test: Sequence[Example]) -> list[s
 
 
 def _answer_warnings(examples: Sequence[Example]) -> list[str]:
-    wrong = [
-        example.line
-        for example in examples
-        if isinstance(example.request, AnsweringRequest)
-        and isinstance(example.target, AnsweringTarget)
-        and not _answers_stand_there(example.request, example.target)
-    ]
+    wrong = [(e.line, text) for e in examples if (text := _misplaced_answer(e)) is not None]
     if not wrong:
         return []
+    line, text = wrong[0]
     return [
-        f"{len(wrong)} rows, the first on line {wrong[0]}, have an answer that does not stand at its "
-        "answer_start (which counts code points)."
+        f"{len(wrong)} rows have an answer that does not stand at its answer_start (in code points), the "
+        f"first '{text[:60]}' on line {line}."
     ]
 
 
-def _answers_stand_there(request: AnsweringRequest, target: AnsweringTarget) -> bool:
-    return all(request.context.startswith(a.text, a.answer_start) for a in target.answers)
+def _misplaced_answer(example: Example) -> str | None:
+    """Return an answer's text if its context does not hold it where it says."""
+    request, target = example.request, example.target
+    if not (isinstance(request, AnsweringRequest) and isinstance(target, AnsweringTarget)):
+        return None
+    stand = (
+        a.text for a in target.answers if not request.context.startswith(a.text, a.answer_start)
+    )
+    return next(stand, None)
 
 
 def _labels(examples: Sequence[Example]) -> list[str]:

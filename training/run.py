@@ -75,7 +75,7 @@ class Run:
         with self.log.stage("backbone", f"Loading backbone {self.config.backbone}"):
             folder = find_backbone(self.config.backbone, self.home)
             spec = describe_backbone(folder, self.config.backbone)
-            backbone = load_backbone(spec, self.config.dtype)
+            backbone = load_backbone(spec, self.config.dtype, home=self.home)
             tokenizer = load_tokenizer(folder)
         if self.config.action == "evaluate":
             return self._evaluate_bundle(backbone, tokenizer)
@@ -123,9 +123,9 @@ class Run:
                 folder,
                 task=task,
                 spec=backbone.spec,
-                tokenizer=tokenizer,
                 metrics=found,
                 data=self.inputs.fingerprints(),
+                dtype=str(backbone.dtype).removeprefix("torch."),
                 seed=self.config.fit.seed,
                 parent=parent,
             ).digest
@@ -234,9 +234,9 @@ class Run:
                 folder,
                 task=task,
                 spec=backbone.spec,
-                tokenizer=tokenizer,
                 metrics={},
                 data={},
+                dtype=str(backbone.dtype).removeprefix("torch."),
                 seed=self.config.fit.seed,
                 parent=None,
             )

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from adapters.backbone import BackboneSpec
-from adapters.bundle import Bundle, Manifest, load_bundle
+from adapters.bundle import Bundle, Manifest, load_bundle, read_manifest
 from adapters.errors import BackboneMismatch, Conflict, NotFound
 from adapters.reference import DEFAULT_ALIAS, DEFAULT_NAMESPACE, Reference, check_name
 from adapters.registry.blobs import BlobStore
@@ -101,8 +101,8 @@ class Registry:
             Conflict: the adapter's earlier versions are of another task.
         """
         check_name(name, what="adapter name")
-        bundle = load_bundle(folder)
-        bundle = load_bundle(folder, self.get_backbone(bundle.manifest.backbone.fingerprint))
+        fingerprint = read_manifest(folder).backbone.fingerprint
+        bundle = load_bundle(folder, self.get_backbone(fingerprint))
         self._blobs.push(folder, bundle.digest)
         with self._database.write() as session:
             adapter = _get_or_add_adapter(session, namespace, name, bundle)

@@ -23,6 +23,7 @@ from adapters.runtime.cache import Extent, KeyValueCache, blocks_for, view_cache
 from adapters.runtime.pack import Pack, pack_rows
 from adapters.runtime.rows import Row, RowResult
 from adapters.runtime.scheduler import Scheduler
+from adapters.runtime.stats import EngineStats, MixedBatch
 from adapters.tasks.base import RowOutput
 
 MAX_LOADS = 8  # bundles being read, or read and waiting for a place
@@ -42,37 +43,13 @@ class EngineLimits:
     bank_bytes: int = 1024 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class MixedBatch:
-    """What one call of the backbone held."""
-
-    rows: int
-    adapters: int
-    tasks: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counted where the backbone is called. ``largest`` is the call with most tasks, then most rows."""
-
-    steps: int = 0
-    rows: int = 0
-    tokens: int = 0
-    largest: MixedBatch = field(default_factory=lambda: MixedBatch(0, 0, ()))
-
-    def count(self, batch: MixedBatch, num_tokens: int) -> None:
-        self.steps += 1
-        self.rows += batch.rows
-        self.tokens += num_tokens
-        self.largest = max(self.largest, batch, key=lambda b: (len(b.tasks), b.rows))
-
-
 @dataclass(slots=True)
 class _Active:
     """A row that has been admitted: its blocks of the cache and what it has generated."""
 
     row: Row
     blocks: list[int]
+    is_done: bool = False
     generated: list[int] = field(default_factory=list)
 
     def extent(self) -> Extent:
@@ -132,6 +109,16 @@ class Engine:
         for active in [a for a in self._running if a.row.row_id == row_id]:
             self._running.remove(active)
             self._free(active)
+
+    def abort(self, error: Exception) -> list[RowResult]:
+        """End every row with an error and return them all; the engine can go on with new ones."""
+        for item in self._running:
+            self._finish(item, error=error)
+        self._running = []
+        for row in self._scheduler.drain():
+            self._fail(row, error)
+        finished, self._finished = self._finished, []
+        return finished
 
     @torch.inference_mode()
     def step(self) -> list[RowResult]:
@@ -349,6 +336,9 @@ class Engine:
     def _finish(
         self, item: _Active, output: RowOutput | None = None, error: BaseException | None = None
     ) -> None:
+        if item.is_done:  # a pass that fails half-way ends only the rows that had not ended
+            return
+        item.is_done = True
         self._free(item)
         if error is not None:
             self._fail(item.row, error)

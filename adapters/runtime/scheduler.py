@@ -35,6 +35,10 @@ class Scheduler:
         """Remove and return all waiting rows of an adapter."""
         return list(self._queues.pop(adapter, ()))
 
+    def drain(self) -> list[Row]:
+        """Remove and return all waiting rows."""
+        return [row for adapter in list(self._queues) for row in self.drop(adapter)]
+
     def take(self, token_budget: int, admit: Callable[[Row], bool]) -> list[Row]:
         """Remove and return the next rows, at most ``token_budget`` tokens of them.
 

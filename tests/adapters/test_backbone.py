@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from adapters.backbone import describe_backbone, fastest_dtype, find_backbone, load_backbone
+from adapters.backbone import describe_backbone, find_backbone, load_backbone
+from adapters.dtype import resolve_dtype
 from adapters.errors import EnvironmentProblem, UnsupportedBackbone
 from adapters.runtime.pack import pack_rows
 from tests.tiny import save_backbone
@@ -60,9 +61,14 @@ def test_pickled_weights_are_not_read(tmp_path, decoder_folder):
         describe_backbone(folder)
 
 
-def test_auto_takes_one_of_two_dtypes_and_stays_with_it():
-    assert fastest_dtype() in (torch.float32, torch.bfloat16)
-    assert fastest_dtype() is fastest_dtype()
+def test_auto_is_measured_once_and_every_process_then_agrees(tmp_path, monkeypatch):
+    chosen = resolve_dtype("auto", "cpu", tmp_path)
+    assert chosen in ("float32", "bfloat16")
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[chosen]
+    monkeypatch.setattr("adapters.dtype._measure", lambda device: other)
+    assert resolve_dtype("auto", "cpu", tmp_path) == chosen
+    assert resolve_dtype("auto", "cpu", tmp_path / "elsewhere") == other
+    assert resolve_dtype("float16", "cpu", tmp_path) == "float16"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

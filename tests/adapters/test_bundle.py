@@ -156,6 +156,8 @@ def test_weights_for_another_backbone_are_refused(bundle, encoder_spec, decoder_
     other = decoder_spec.model_copy(update={"fingerprint": "0" * 64})
     with pytest.raises(BackboneMismatch, match="000000000000"):
         load_bundle(bundle, other)
+    with pytest.raises(BackboneMismatch, match="tokenizer"):
+        load_bundle(bundle, decoder_spec.model_copy(update={"tokenizer": "0" * 64}))
 
 
 def test_weights_of_another_size_are_refused(bundle, decoder_spec):

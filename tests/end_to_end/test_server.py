@@ -190,7 +190,7 @@ def damage_manifest(folder):
         (damage_missing, 400, "invalid_bundle"),
         (damage_hash, 400, "invalid_bundle"),
         (damage_pickle, 400, "invalid_bundle"),
-        (damage_manifest, 400, "invalid_bundle"),
+        (damage_manifest, 409, "backbone_mismatch"),
     ],
 )
 def test_a_bad_bundle_is_refused_and_changes_nothing(
@@ -305,13 +305,39 @@ def test_sigterm_ends_the_server_and_leaves_no_process(tmp_path, decoder_folder)
         assert alive == []
 
 
+def test_a_killed_engine_ends_the_server_and_answers_what_was_in_flight(
+    tmp_path, decoder_folder, bundles
+):
+    with running_server(tmp_path / "home", str(decoder_folder)) as (client, process):
+        client.create_version("summary", bundles / "summary")
+        client.predict("summary", "The sun.")
+        (engine,) = engines_of(process)
+        statuses = []
+
+        def ask():
+            body = {"adapter": "summary", "inputs": ["The sun. " * 20] * 200}
+            with httpx.Client(base_url=client._http.base_url, timeout=60) as http:
+                statuses.append(http.post("/v1/predict", json=body).status_code)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        steps = client.stats()["steps"]
+        while asking.is_alive() and client.stats()["steps"] <= steps:
+            pass  # until the engine is at work on it
+        engine.kill()
+        asking.join()
+        assert statuses == [503]
+        assert process.wait(timeout=30) == 1
+
+
+def engines_of(process):
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
 def test_a_killed_server_leaves_no_engine_behind(tmp_path, decoder_folder):
     with running_server(tmp_path / "home", str(decoder_folder)) as (_, process):
-        engines = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "spawn_main" in " ".join(child.cmdline())
-        ]
+        engines = engines_of(process)
         assert engines
         process.kill()
         _, alive = psutil.wait_procs(engines, timeout=10)

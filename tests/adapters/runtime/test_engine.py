@@ -289,6 +289,35 @@ def test_a_cancelled_row_frees_what_it_holds(engine, decoder_tokenizer):
     assert all(not r.users for r in engine._bank._residents.values())
 
 
+def test_a_pass_that_fails_half_way_ends_its_rows_and_the_engine_goes_on(
+    engine, decoder_tokenizer, monkeypatch
+):
+    rows = rows_of(decoder_tokenizer, [None, "two", "summary", "many"], max_new_tokens=3)
+    good = engine.run(rows)
+    monkeypatch.setattr(engine._bank, "apply_head", lambda *_: 1 / 0)
+    failed = engine.run([rows[1], rows[3]])
+    assert all("ZeroDivisionError" in result.error.message for result in failed)
+    assert all(
+        result.error is None or "Zero" in result.error.message for result in engine.run(rows)
+    )
+    monkeypatch.undo()
+    for left, right in zip(engine.run(rows), good, strict=True):
+        assert_same(left, right)
+
+
+def test_aborting_ends_every_row_and_frees_what_they_held(engine, decoder_tokenizer):
+    rows = rows_of(decoder_tokenizer, [None, "summary", "two"], max_new_tokens=50)
+    free = engine._cache.num_free_blocks
+    for row in rows:
+        engine.submit(row)
+    engine.step()
+    ended = engine.abort(RuntimeError("no"))
+    assert {result.row_id for result in ended} == {row.row_id for row in rows}
+    assert engine.num_rows == 0
+    assert engine._cache.num_free_blocks == free
+    assert all(result.output for result in engine.run(rows))
+
+
 def test_the_bundle_is_read_on_another_thread(decoder_spec, decoder_tokenizer, bundles):
     threads = []
 

@@ -5,6 +5,7 @@ Shape letters: I input features, O output features, R padded rank, C places in a
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,13 +40,17 @@ class Pool:
 
 @dataclass(slots=True)
 class Resident:
-    """An adapter in the bank. While ``users`` rows run on it, its place is not taken."""
+    """An adapter in the bank. While ``users`` rows run on it, it stays in."""
 
     task: str
     pool: Pool
     place: int
     head: Head | None
     users: int = 0
+
+    @property
+    def head_bytes(self) -> int:
+        return 0 if self.head is None else sum(p.nbytes for p in self.head.parameters())
 
 
 class Bank:
@@ -55,7 +60,7 @@ class Bank:
     so they get the backbone's own output, exact.
 
     Args:
-        size_bytes: bound of the stacked weights of adapters that are in.
+        size_bytes: bound of all stacked weights and heads.
     """
 
     def __init__(self, backbone: Backbone, size_bytes: int) -> None:
@@ -64,6 +69,7 @@ class Bank:
         self._routes: dict[int, Route] = {}
         self._layers = _wrap_layers(backbone, self._routes)
         self._pools: dict[Signature, Pool] = {}
+        self._num_pools_made = 0
         self._residents: OrderedDict[str, Resident] = OrderedDict()
 
     def __contains__(self, digest: str) -> bool:
@@ -71,8 +77,9 @@ class Bank:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the stacked weights of all resident adapters."""
-        return sum(resident.pool.place_bytes for resident in self._residents.values())
+        """Bytes of all stacked weights, free places included, and of the heads."""
+        stacks = sum(pool.capacity * pool.place_bytes for pool in self._pools.values())
+        return stacks + sum(resident.head_bytes for resident in self._residents.values())
 
     @property
     def digests(self) -> list[str]:
@@ -85,7 +92,7 @@ class Bank:
             _replace(self._backbone.model, path, layer.base)
 
     def acquire(self, digest: str) -> Resident:
-        """Return a resident adapter and keep it in place until `release`."""
+        """Return a resident adapter and keep it in until `release`."""
         resident = self._residents[digest]
         self._residents.move_to_end(digest)
         resident.users += 1
@@ -113,7 +120,7 @@ class Bank:
 
     def check_size(self, bundle: Bundle) -> None:
         """Raise `InvalidBundle` if an adapter would not fit even alone."""
-        size = self._place_bytes(bundle.modules)
+        size = self._bytes_of(bundle)
         if size > self._size_bytes:
             raise InvalidBundle(
                 f"The adapter takes '{size}' bytes; the bank has {self._size_bytes}. Lower its rank, or "
@@ -122,22 +129,36 @@ class Bank:
 
     def can_install(self, bundle: Bundle) -> bool:
         """Tell whether there is room, or would be once adapters that nobody uses are gone."""
-        in_use = sum(r.pool.place_bytes for r in self._residents.values() if r.users)
-        return in_use + self._place_bytes(bundle.modules) <= self._size_bytes
+        return self._lacking(bundle) <= 0
+
+    def must_end(self, bundle: Bundle) -> list[str]:
+        """Return the adapters in use that would have to fall out of use to make room, least recently used first."""
+        lacking, ending = self._lacking(bundle), []
+        for digest, resident in self._residents.items():
+            if lacking > 0 and resident.users:
+                ending.append(digest)
+                lacking -= resident.pool.place_bytes + resident.head_bytes
+        return ending
+
+    def _lacking(self, bundle: Bundle) -> int:
+        """Return how many bytes are too few for an adapter beside those in use."""
+        in_use = (r.pool.place_bytes + r.head_bytes for r in self._residents.values() if r.users)
+        return self._bytes_of(bundle) + sum(in_use) - self._size_bytes
+
+    def _bytes_of(self, bundle: Bundle) -> int:
+        return self._place_bytes(bundle.modules) + _head_bytes(bundle)
 
     def install(self, digest: str, bundle: Bundle) -> None:
         """Copy an adapter's weights into a free place, making room if need be; ask `can_install` first."""
         assert digest not in self._residents, f"'{digest}' is in the bank already"
         assert self.can_install(bundle)
-        while self.used_bytes + self._place_bytes(bundle.modules) > self._size_bytes:
-            self.evict(next(d for d, r in self._residents.items() if not r.users))
-        pool = self._pool_for(bundle.modules)
-        if not pool.free:
-            self._grow(pool)
-        resident = Resident(bundle.manifest.task, pool, pool.free.pop(), self._head_of(bundle))
+        head = self._head_of(bundle)
+        pool = self._pool_with_room(bundle)
+        place = pool.free[-1]
         for name, module in bundle.modules.items():
-            self._write(self._layers[name].stacks[pool.number], resident.place, module)
-        self._residents[digest] = resident
+            self._write(self._layers[name].stacks[pool.number], place, module)
+        pool.free.pop()
+        self._residents[digest] = Resident(bundle.manifest.task, pool, place, head)
 
     def evict(self, digest: str) -> None:
         """Forget an adapter; its place goes to the next one of its shape."""
@@ -167,26 +188,65 @@ class Bank:
         sizes = sum(sum(self._backbone.spec.modules[name]) for name in modules)
         return rank * sizes * self._backbone.dtype.itemsize
 
-    def _pool_for(self, modules: Mapping[str, LoraModule]) -> Pool:
-        signature = (tuple(sorted(modules)), padded_rank(modules))
+    def _pool_with_room(self, bundle: Bundle) -> Pool:
+        """Return the pool for an adapter's shape, with a free place and the bound kept."""
+        signature = (tuple(sorted(bundle.modules)), padded_rank(bundle.modules))
         if signature not in self._pools:
+            self._num_pools_made += 1
             self._pools[signature] = Pool(
-                len(self._pools) + 1, *signature, place_bytes=self._place_bytes(modules)
+                self._num_pools_made, *signature, place_bytes=self._place_bytes(bundle.modules)
             )
-        return self._pools[signature]
+        pool = self._pools[signature]
+        while self._room_after(pool, bundle) < 0:
+            # Its own pool keeps one free place, for this adapter; all others give theirs back.
+            spare = {id(p): len(p.free) - (p is pool) for p in self._pools.values()}
+            shrink = next((p for p in self._pools.values() if spare[id(p)] > 0), None)
+            if shrink is not None:
+                self._resize(shrink, shrink.capacity - spare[id(shrink)])
+            else:
+                self.evict(next(d for d, r in self._residents.items() if not r.users))
+        if not pool.free:
+            # The place it needs is in the count already; what else fits spares later copies.
+            more = self._room_after(pool, bundle) // pool.place_bytes
+            self._resize(pool, pool.capacity + min(GROWTH, 1 + more))
+        return pool
 
-    def _grow(self, pool: Pool) -> None:
+    def _room_after(self, pool: Pool, bundle: Bundle) -> int:
+        """Return how many bytes of the bound would be left with one more adapter in a pool."""
+        need = _head_bytes(bundle) + (0 if pool.free else pool.place_bytes)
+        return self._size_bytes - self.used_bytes - need
+
+    def _resize(self, pool: Pool, capacity: int) -> None:
+        """Give a pool so many places; when it shrinks, residents move together and free places go."""
+        residents = [r for r in self._residents.values() if r.pool is pool]
+        kept = list(range(pool.capacity)) if capacity > pool.capacity else [r.place for r in residents]
         for name in pool.modules:
-            layer, (inputs, outputs) = self._layers[name], self._backbone.spec.modules[name]
-            dtype, device = self._backbone.dtype, self._backbone.device
-            a = torch.zeros(GROWTH, pool.rank, inputs, dtype=dtype, device=device)
-            b = torch.zeros(GROWTH, pool.rank, outputs, dtype=dtype, device=device)
-            old = layer.stacks.get(pool.number)
-            if old is not None:
-                a, b = torch.cat([old.a_CRI, a]), torch.cat([old.b_CRO, b])
-            layer.stacks[pool.number] = Stack(a, b)
-        pool.free.extend(reversed(range(pool.capacity, pool.capacity + GROWTH)))
-        pool.capacity += GROWTH
+            self._layers[name].stacks[pool.number] = self._moved(name, pool, kept, capacity)
+        if capacity < pool.capacity:
+            for place, resident in enumerate(residents):
+                resident.place = place
+        pool.free = list(range(capacity - 1, len(kept) - 1, -1)) + (
+            pool.free if capacity > pool.capacity else []
+        )
+        pool.capacity = capacity
+        if not capacity:
+            self._forget(pool)
+
+    def _moved(self, name: str, pool: Pool, kept: list[int], capacity: int) -> Stack:
+        """Return a module's stack of a new size, with the kept places' weights first."""
+        inputs, outputs = self._backbone.spec.modules[name]
+        dtype, device = self._backbone.dtype, self._backbone.device
+        a = torch.zeros(capacity, pool.rank, inputs, dtype=dtype, device=device)
+        b = torch.zeros(capacity, pool.rank, outputs, dtype=dtype, device=device)
+        old = self._layers[name].stacks.get(pool.number)
+        if old is not None and kept:
+            a[: len(kept)], b[: len(kept)] = old.a_CRI[kept], old.b_CRO[kept]
+        return Stack(a, b)
+
+    def _forget(self, pool: Pool) -> None:
+        for name in pool.modules:
+            del self._layers[name].stacks[pool.number]
+        self._pools = {k: p for k, p in self._pools.items() if p is not pool}
 
     def _write(self, stack: Stack, place: int, module: LoraModule) -> None:
         a_RI, b_OR = to_torch(module.a), to_torch(module.b).float() * module.scale
@@ -230,6 +290,10 @@ def padded_rank(modules: Mapping[str, LoraModule]) -> int:
     """Return the rank that a pool keeps an adapter at: its largest, up to the next power of two, at least 4."""
     largest = max(module.rank for module in modules.values())
     return max(4, 1 << (largest - 1).bit_length())
+
+
+def _head_bytes(bundle: Bundle) -> int:
+    return sum(4 * math.prod(raw.shape) for raw in bundle.head.values())  # heads are kept in fp32
 
 
 def to_torch(raw: RawTensor) -> Tensor:

@@ -80,6 +80,7 @@ class Engine:
         self.limits = limits or EngineLimits()
         self.stats = EngineStats()
         self._fetch = fetch
+        self._num_tokens = int(backbone.config.vocab_size)
         self._bank = Bank(backbone, self.limits.bank_bytes)
         self._cache = _build_cache(backbone, self.limits.cache_bytes)
         self._scheduler = Scheduler()
@@ -88,6 +89,7 @@ class Engine:
         self._loads: dict[str, Future[Bundle]] = {}
         self._finished: list[RowResult] = []
         self._is_stalled = False
+        self._ending: set[str] = set()
 
     @property
     def num_rows(self) -> int:
@@ -170,6 +172,12 @@ class Engine:
                 f"room for {self.backbone.spec.max_tokens}. Shorten the text.",
                 param="input",
             )
+        if not all(0 <= token < self._num_tokens for token in row.token_ids):
+            raise InvalidRequest(
+                f"The row has a token beyond the backbone's vocabulary of {self._num_tokens}. Its tokenizer "
+                "does not belong to it.",
+                param="input",
+            )
         if row.generation is None:
             if row.adapter is None:
                 raise InvalidRequest("A row without an adapter can only generate.", param="adapter")
@@ -192,21 +200,30 @@ class Engine:
 
     def _install_loaded(self) -> list[str]:
         """Put bundles that are read into the bank, held so that none takes another's place at once."""
-        installed = []
+        installed: list[str] = []
+        self._ending = set()
         for digest, load in list(self._loads.items()):
-            if not load.done():
-                continue
-            if error := load.exception():
-                for row in self._scheduler.drop(digest):
-                    self._fail(row, error)
-            elif not self._bank.can_install(load.result()):
-                continue  # every place is in use; rows that finish make room
-            else:
-                self._bank.install(digest, load.result())
-                self._bank.acquire(digest)
-                installed.append(digest)
-            del self._loads[digest]
+            if load.done() and self._settle_load(digest, load):
+                del self._loads[digest]
+                if digest in self._bank:
+                    self._bank.acquire(digest)
+                    installed.append(digest)
         return installed
+
+    def _settle_load(self, digest: str, load: Future[Bundle]) -> bool:
+        """Install a bundle that is read, or fail its rows; return False if it must wait for a place."""
+        try:
+            bundle = load.result()
+            if ending := self._bank.must_end(bundle):
+                # Every place is in use. Those used longest ago get no new rows until this one is in.
+                self._ending.update(ending)
+                return False
+            self._bank.install(digest, bundle)
+        except Exception as error:
+            reason = error.message if isinstance(error, HeadstockError) else repr(error)
+            for row in self._scheduler.drop(digest):
+                self._fail(row, PredictionFailed(f"The adapter could not be loaded: {reason}"))
+        return True
 
     def _admit(self) -> list[_Active]:
         admitted: list[_Active] = []
@@ -214,7 +231,7 @@ class Engine:
 
         def admit(row: Row) -> bool:
             nonlocal is_full
-            if not self._is_resident(row.adapter):
+            if not self._is_open(row.adapter):
                 return False
             blocks = None if is_full and row.generation else self._reserve(row, len(admitted))
             if blocks is None:
@@ -230,10 +247,12 @@ class Engine:
         self._scheduler.take(max(1, self.limits.step_tokens - len(self._running)), admit)
         return admitted
 
-    def _is_resident(self, digest: str | None) -> bool:
-        """Tell whether an adapter is in the bank; if not, have it read."""
-        if digest is None or digest in self._bank:
+    def _is_open(self, digest: str | None) -> bool:
+        """Tell whether an adapter can take new rows; if it is not in the bank, have it read."""
+        if digest is None:
             return True
+        if digest in self._bank:
+            return digest not in self._ending
         if digest not in self._loads and len(self._loads) < MAX_LOADS:
             self._loads[digest] = self._loader.submit(self._read, digest)
         return False

@@ -11,6 +11,7 @@ from adapters.errors import InvalidBundle
 from adapters.runtime.bank import Bank, to_torch
 from tests.bundles import classifier, save_bundle
 
+HEAD = 2 * (32 + 1) * 4  # bytes of a head of two labels
 SHAPES = [
     {"rank": 4},
     {"rank": 3, "target_modules": ["q_proj"]},
@@ -62,12 +63,18 @@ def test_whatever_happens_the_bound_holds_and_weights_stay_whose_they_are(
             elif action == "release" and users[name]:
                 bank.release(name)
                 users[name] -= 1
-            assert bank.used_bytes <= size_bytes
+            assert real_bytes(bank) == bank.used_bytes <= size_bytes
             assert all(name in bank for name, count in users.items() if count)
             for name in bank.digests:
                 assert_holds(bank, name, bundles[name])
     finally:
         bank.close()
+
+
+def real_bytes(bank):
+    stacks = [stack for layer in bank._layers.values() for stack in layer.stacks.values()]
+    heads = [p for r in bank._residents.values() if r.head for p in r.head.parameters()]
+    return sum(s.a_CRI.nbytes + s.b_CRO.nbytes for s in stacks) + sum(p.nbytes for p in heads)
 
 
 def assert_holds(bank, name, bundle):
@@ -86,19 +93,29 @@ def test_an_adapter_of_few_modules_takes_no_room_in_the_others(backbone, bundles
     bank.install("1", bundles["1"])
     touched = {path for path, layer in bank._layers.items() if layer.stacks}
     assert touched == {f"model.layers.{i}.self_attn.q_proj" for i in range(2)}
-    assert bank.used_bytes == 2 * 4 * (32 + 32) * 4
+    assert bank.used_bytes == 4 * (2 * 4 * (32 + 32) * 4) + HEAD
     bank.close()
 
 
 def test_the_least_recently_used_adapter_makes_room(backbone, bundles):
-    bank = Bank(backbone, 2 * 14_848)
+    bank = Bank(backbone, 2 * (14_848 + HEAD))
     for name in ("0", "4"):
         bank.install(name, bundles[name])
-    assert bank.used_bytes == 2 * 14_848  # 14 modules of 928 features in all, padded rank 4, fp32
+    assert bank.used_bytes == 2 * (14_848 + HEAD)  # 14 modules of 928 features in all, padded rank 4, fp32
     bank.acquire("0")
     bank.release("0")
     bank.install("3", bundles["3"])
     assert bank.digests == ["0", "3"]
+    bank.close()
+
+
+def test_shapes_that_come_and_go_leave_nothing_behind(backbone, bundles):
+    bank = Bank(backbone, 60_000)
+    for _ in range(3):
+        for name, bundle in bundles.items():
+            if name not in bank:
+                bank.install(name, bundle)
+            assert real_bytes(bank) == bank.used_bytes <= 60_000
     bank.close()
 
 

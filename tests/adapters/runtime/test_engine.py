@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from adapters.backbone import load_backbone
-from adapters.errors import InvalidBundle, InvalidRequest, PredictionFailed, TextTooLong
+from adapters.errors import InvalidRequest, PredictionFailed, TextTooLong
 from adapters.runtime.engine import Engine, EngineLimits
 from adapters.runtime.rows import Row
 from adapters.tasks.base import Generation
@@ -227,6 +227,43 @@ def test_a_bank_with_room_for_one_adapter_serves_many(decoder_spec, decoder_toke
         assert_same(left, right)
 
 
+def test_a_popular_adapter_that_generates_lets_another_into_a_full_bank(
+    decoder_spec, decoder_tokenizer, bundles, tmp_path
+):
+    save_bundle(tmp_path / "other", decoder_spec, summarizer(), seed=5, rank=3)
+    folders = {"summary": bundles / "summary", "other": tmp_path / "other"}
+    limits = EngineLimits(bank_bytes=20_000, max_running=2)
+    engine = Engine(load_backbone(decoder_spec, "float32"), folders.__getitem__, limits)
+    flood = rows_of(decoder_tokenizer, ["summary"] * 40, max_new_tokens=6)
+    for row in flood:
+        engine.submit(row)
+    engine.step()
+    ids = decoder_tokenizer.encode("Late.").ids
+    engine.submit(Row("late", ids, "other", Generation(4, decoder_tokenizer.end_ids)))
+    done = []
+    while "late" not in done:
+        done += [result.row_id for result in engine.step()]
+        engine.wait_for_loads()
+        assert engine.num_rows, "the late row must come before the flood is over"
+    assert len(done) < len(flood)
+
+
+def test_a_failing_installation_ends_its_own_rows_only(
+    engine, decoder_tokenizer, monkeypatch
+):
+    install = engine._bank.install
+
+    def fail(digest, bundle):
+        if digest == "many":
+            raise MemoryError("no room")
+        install(digest, bundle)
+
+    monkeypatch.setattr(engine._bank, "install", fail)
+    results = engine.run(rows_of(decoder_tokenizer, ["two", "many", None]))
+    assert [result.error is None for result in results] == [True, False, True]
+    assert engine.run(rows_of(decoder_tokenizer, ["two"]))[0].error is None
+
+
 def test_an_adapter_larger_than_the_bank_is_an_error(decoder_spec, decoder_tokenizer, bundles):
     limits = EngineLimits(bank_bytes=8000)
     engine = Engine(load_backbone(decoder_spec, "float32"), lambda name: bundles / name, limits)
@@ -238,7 +275,8 @@ def test_a_bundle_that_cannot_be_loaded_fails_its_own_rows_only(engine, decoder_
     rows = rows_of(decoder_tokenizer, ["two", "not-there", "many", "not-there"])
     results = engine.run(rows)
     assert [result.error is None for result in results] == [True, False, True, False]
-    assert isinstance(results[1].error, InvalidBundle)
+    assert "could not be loaded" in results[1].error.message
+    assert "manifest.json" in results[1].error.message
 
 
 def test_a_row_whose_numbers_are_not_finite_fails_alone(
@@ -338,8 +376,9 @@ def test_the_bundle_is_read_on_another_thread(decoder_spec, decoder_tokenizer, b
         (Row("a", [5] * 300, "two"), TextTooLong),
         (Row("a", [5] * 10, None, Generation(250, (2,))), TextTooLong),
         (Row("a", [5] * 10, None), InvalidRequest),
+        (Row("a", [5, 100_000], "two"), InvalidRequest),
     ],
-    ids=["empty", "too-long", "no-room-for-the-answer", "no-adapter-and-no-generation"],
+    ids=["empty", "too-long", "no-room-for-the-answer", "no-adapter-and-no-generation", "no-such-token"],
 )
 def test_a_row_that_nothing_could_answer_is_refused_at_once(engine, row, error):
     with pytest.raises(error):

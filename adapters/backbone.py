@@ -75,6 +75,13 @@ def find_backbone(source: str, home: Path) -> Path:
     return _fetch_from_hub(source)
 
 
+def backbone_name(source: str) -> str:
+    """Return what a backbone is called in bundles: its packaged name or Hub id, or its folder's last part."""
+    if source in PACKAGED or not (Path(source).expanduser() / "config.json").is_file():
+        return source
+    return Path(source).expanduser().resolve().name
+
+
 def _fetch_from_hub(source: str) -> Path:
     from huggingface_hub import snapshot_download
 

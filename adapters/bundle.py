@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -31,7 +31,7 @@ from adapters.tensors import (
 )
 from adapters.validation import first_problem
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
@@ -67,7 +67,7 @@ class Manifest(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     task: str
     options: dict[str, Any]
     head: HeadSpec | None
@@ -118,7 +118,12 @@ def seal_bundle(
             for path in sorted(folder.iterdir())
             if path.name in ALLOWED_FILES - {MANIFEST_FILE, CARD_FILE}
         },
-        digest=_digest(folder, task.name, options, head, backbone),
+        digest=_digest(
+            _read_json(folder / CONFIG_FILE),
+            read_tensors(folder / WEIGHTS_FILE),
+            read_tensors(folder / HEAD_FILE) if head else {},
+            (task.name, options, head, backbone),
+        ),
         metrics=metrics,
         lineage=lineage,
     )
@@ -151,7 +156,8 @@ def load_bundle(folder: Path, spec: BackboneSpec | None = None) -> Bundle:
     if spec is not None:
         _check_backbone(manifest, modules, spec)
     _check_task(manifest, head, spec)
-    digest = _digest(folder, manifest.task, manifest.options, manifest.head, manifest.backbone)
+    deciding = (manifest.task, manifest.options, manifest.head, manifest.backbone)
+    digest = _digest(config, weights, head, deciding)
     if digest != manifest.digest:
         raise InvalidBundle(
             f"The manifest's digest is '{manifest.digest[:12]}…', but its contents have "
@@ -180,7 +186,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InvalidBundle(f"'{path.name}' is larger than {MAX_TEXT_BYTES} bytes.")
     try:
         value = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidBundle(f"'{path.name}' is not JSON: {error}.") from error
     if not isinstance(value, dict):
         raise InvalidBundle(f"'{path.name}' must hold a JSON object.")
@@ -254,11 +260,12 @@ def _check_task(manifest: Manifest, head: dict[str, RawTensor], spec: BackboneSp
     wanted = manifest.head
     family = spec.family if spec else "decoder"
     expected = task.head(family)
-    if (wanted is None) != (expected is None) or (
-        wanted and expected and wanted.outputs != expected.outputs
-    ):
+    if family == "encoder" and expected is None:
+        raise InvalidBundle(f"An encoder backbone can't write text, which '{manifest.task}' needs.")
+    if wanted != expected:
         raise InvalidBundle(
-            f"The manifest's head does not fit its task '{manifest.task}' and options."
+            f"The manifest's head '{wanted}' is not the one that '{manifest.task}' with these options has: "
+            f"'{expected}'."
         )
     if wanted is None:
         return
@@ -274,16 +281,12 @@ def _check_task(manifest: Manifest, head: dict[str, RawTensor], spec: BackboneSp
 
 
 def _digest(
-    folder: Path,
-    task: str,
-    options: dict[str, Any],
-    head: HeadSpec | None,
-    backbone: BackboneReference,
+    config: dict[str, Any],
+    weights: dict[str, RawTensor],
+    head_tensors: dict[str, RawTensor],
+    deciding: tuple[str, dict[str, Any], HeadSpec | None, BackboneReference],
 ) -> str:
-    config = _read_json(folder / CONFIG_FILE)
-    tensors = {WEIGHTS_FILE: dict(tensor_digests(read_tensors(folder / WEIGHTS_FILE)))}
-    if head is not None:
-        tensors[HEAD_FILE] = dict(tensor_digests(read_tensors(folder / HEAD_FILE)))
+    task, options, head, backbone = deciding
     return canonical_digest(
         {
             "task": task,
@@ -291,6 +294,6 @@ def _digest(
             "head": head.model_dump() if head else None,
             "backbone": [backbone.fingerprint, backbone.tokenizer],
             "scaling": {key: config.get(key) for key in _DECIDING},
-            "tensors": tensors,
+            "tensors": [dict(tensor_digests(weights)), dict(tensor_digests(head_tensors))],
         }
     )

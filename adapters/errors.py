@@ -11,6 +11,8 @@ HeadstockError
 ├── UnsupportedBackbone       a model that Headstock can't run yet
 ├── PredictionFailed          a row that ran and gave no usable numbers
 ├── TooLarge                  more bytes than are taken
+├── RunFailed                 a training run that could not go on, such as one that diverged
+├── RunPaused                 a training run that was stopped, with a checkpoint where there is one
 ├── Overloaded                the queue is full; try again later
 ├── Unavailable               the engine is not there to answer
 └── EnvironmentProblem        a port in use, a folder that can't be written, a missing package
@@ -77,6 +79,14 @@ class UnsupportedBackbone(HeadstockError):
 
 class PredictionFailed(HeadstockError):
     code = "prediction_failed"
+
+
+class RunFailed(HeadstockError):
+    code = "run_failed"
+
+
+class RunPaused(HeadstockError):
+    code = "run_paused"
 
 
 class TooLarge(HeadstockError):

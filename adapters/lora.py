@@ -22,8 +22,14 @@ MAX_RANK = 512
 # would be added to the wrong weights.
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 _MAX_ALPHA = 1e6
-# What would change the arithmetic in a way that A and B alone do not tell.
-_UNSUPPORTED = ("use_dora", "use_qalora", "alora_invocation_tokens", "corda_config", "arrow_config")
+# Keys of adapter_config.json that plain LoRA has, or that do not bear on the arithmetic. Any other key may
+# only be empty or false: peft grows variants, and one not known here must not be served as plain LoRA.
+_KNOWN_KEYS = {
+    "peft_type", "task_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "bias",
+    "init_lora_weights", "modules_to_save", "inference_mode", "base_model_name_or_path", "revision",
+    "auto_mapping", "peft_version", "megatron_core", "qalora_group_size", "ensure_weight_tying",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +68,8 @@ def check_plain_lora(config: Mapping[str, Any]) -> None:
     """Refuse variants whose answer A, B and alpha don't fix, rather than serve them wrong."""
     if config.get("peft_type") != "LORA":
         raise InvalidBundle(f"peft_type is '{config.get('peft_type')}'; only 'LORA' can be served.")
-    for option in _UNSUPPORTED:
-        if config.get(option):
+    for option, value in config.items():
+        if option not in _KNOWN_KEYS and value:
             raise InvalidBundle(f"adapter_config.json sets '{option}'; only plain LoRA is served.")
     if config.get("init_lora_weights") not in _PLAIN_STARTS:
         raise InvalidBundle(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapters.errors import UnsupportedBackbone
 from adapters.tensors import canonical_digest
 
 
@@ -20,19 +21,10 @@ class Tokens:
     ids: list[int]
     offsets: list[tuple[int, int]]
 
-    @property
-    def end(self) -> int:
-        """Where the last token that comes from the text ends."""
-        return max((end for _, end in self.offsets), default=0)
-
-    def first_after(self, position: int) -> int:
-        """Return the index of the first token that reaches beyond a position of the text."""
-        return next(i for i, (_, end) in enumerate(self.offsets) if end > position)
-
-    def last_before(self, position: int) -> int:
-        """Return the index of the last token of the text that begins before a position."""
-        ends = range(len(self.offsets) - 1, -1, -1)
-        return next(i for i in ends if self.offsets[i][0] < position and self.offsets[i][1] > 0)
+    def between(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the range of tokens, [first, end), that reach into [start, stop) of the text; empty if none does."""
+        inside = [i for i, (s, e) in enumerate(self.offsets) if e > start and s < stop]
+        return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
 class Tokenizer:
@@ -49,8 +41,37 @@ class Tokenizer:
         self.end_ids = tuple(end_ids)
 
     def encode(self, text: str, *, add_special: bool = True) -> Tokens:
-        out = self._inner(text, add_special_tokens=add_special, return_offsets_mapping=True)
+        """Return a text's tokens. A special token spelled out in it, such as ``<|im_end|>``, stays plain text."""
+        out = self._inner(
+            text,
+            add_special_tokens=add_special,
+            return_offsets_mapping=True,
+            split_special_tokens=True,
+        )
         return Tokens(list(out["input_ids"]), [tuple(pair) for pair in out["offset_mapping"]])
+
+    def encode_around(self, text: str, start: int, stop: int) -> Tokens:
+        """Return a prompt's tokens: special ones outside [start, stop), where the template wrote them, only."""
+        parts = [
+            (0, self._inner(text[:start], add_special_tokens=False, return_offsets_mapping=True)),
+            (
+                start,
+                self._inner(
+                    text[start:stop],
+                    add_special_tokens=False,
+                    return_offsets_mapping=True,
+                    split_special_tokens=True,
+                ),
+            ),
+            (stop, self._inner(text[stop:], add_special_tokens=False, return_offsets_mapping=True)),
+        ]
+        ids = [token for _, part in parts for token in part["input_ids"]]
+        offsets = [
+            (begin + base, end + base)
+            for base, part in parts
+            for begin, end in part["offset_mapping"]
+        ]
+        return Tokens(ids, offsets)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._inner.decode(list(token_ids), skip_special_tokens=True)
@@ -76,7 +97,14 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     """Load a backbone's tokenizer, with the ids that end a generated text."""
     from transformers import AutoTokenizer, GenerationConfig
 
-    inner = AutoTokenizer.from_pretrained(folder)
+    try:
+        inner = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UnsupportedBackbone(
+            f"Backbone folder '{Path(folder).name}' has no tokenizer that can be loaded. Save one beside the "
+            "weights with transformers' save_pretrained.",
+            param="backbone",
+        ) from error
     ends = {inner.eos_token_id}
     if (Path(folder) / "generation_config.json").is_file():
         configured = GenerationConfig.from_pretrained(folder).eos_token_id

@@ -12,23 +12,24 @@ _MAX_SHOWN = 60
 def first_problem(error: ValidationError) -> tuple[str, str]:
     """Return a sentence about the first thing that is wrong, and the path of the field."""
     problem = error.errors(include_url=False)[0]
-    path = _printable(".".join(str(part) for part in problem["loc"]))
+    path = printable(".".join(str(part) for part in problem["loc"]))
     if problem["type"] == "missing":
         found = problem["input"]
         keys = ", ".join(f"'{key}'" for key in found) if isinstance(found, dict) else ""
-        return _printable(f"no field '{path}'. Fields found: {keys or 'none'}."), path
+        return printable(f"no field '{path}'. Fields found: {keys or 'none'}."), path
     if problem["type"] == "extra_forbidden":
         return f"unknown field '{path}'. Leave it out, or check its spelling.", path
     if problem["type"] in ("string_pattern_mismatch", "string_too_short"):
         return f"field '{path}' is empty. Give it some text.", path
-    return _printable(f"field '{path}' is {_shown(problem['input'])}: {problem['msg']}."), path
+    return printable(f"field '{path}' is {shown(problem['input'])}: {problem['msg']}."), path
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value in quotes, cut if it is long."""
     text = str(value)
     return f"'{text[:_MAX_SHOWN]}…'" if len(text) > _MAX_SHOWN else f"'{text}'"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return text that UTF-8 can carry: JSON may hold half a surrogate pair, which an answer can't echo."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -157,7 +157,7 @@ def predict(
     """Ask a running server."""
     from service.client import Client, ClientError
 
-    given = _json_or_text(text)
+    given = _json_or_text(text) if text.startswith("{") else text
     with Client(url) as client:
         (answer,) = client.predict(adapter, [given])
     if "error" in answer:
@@ -185,10 +185,12 @@ def show_backbone(
     home: Home = None,
 ) -> None:
     """Print what a backbone is."""
-    from adapters.backbone import describe_backbone, find_backbone
+    from adapters.backbone import backbone_name, describe_backbone, find_backbone
 
     settings = _settings(home=home, backbone=name or None)
-    spec = describe_backbone(find_backbone(settings.backbone, settings.home), settings.backbone)
+    spec = describe_backbone(
+        find_backbone(settings.backbone, settings.home), backbone_name(settings.backbone)
+    )
     shown = spec.model_dump(exclude={"modules"}) | {"num_modules": len(spec.modules)}
     typer.echo(json.dumps(shown, indent=2))
 
@@ -251,9 +253,11 @@ def _open_registry(settings: Settings, backbone: str | None = None) -> Registry:
 
     registry = open_registry(settings)
     if backbone is not None:
-        from adapters.backbone import describe_backbone, find_backbone
+        from adapters.backbone import backbone_name, describe_backbone, find_backbone
 
-        registry.add_backbone(describe_backbone(find_backbone(backbone, settings.home), backbone))
+        registry.add_backbone(
+            describe_backbone(find_backbone(backbone, settings.home), backbone_name(backbone))
+        )
     return registry
 
 

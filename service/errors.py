@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from adapters.errors import HeadstockError
-from adapters.validation import first_problem
+from adapters.validation import first_problem, printable
 
 STATUS = {
     "invalid_request": 400,
@@ -31,7 +31,8 @@ STATUS = {
 
 def error_body(error: HeadstockError) -> dict[str, Any]:
     """Return ``{"code", "message", "param"}``."""
-    return {"code": error.code, "message": error.message, "param": error.param}
+    param = None if error.param is None else printable(error.param)
+    return {"code": error.code, "message": printable(error.message), "param": param}
 
 
 def status_of(error: HeadstockError) -> int:
@@ -41,6 +42,12 @@ def status_of(error: HeadstockError) -> int:
 def error_response(error: HeadstockError, **more: Any) -> JSONResponse:
     headers = {"Retry-After": "1"} if error.code == "overloaded" else None
     return JSONResponse({"error": error_body(error), **more}, status_of(error), headers)
+
+
+def internal_error(error: Exception) -> JSONResponse:
+    """Return the answer to a fault of our own; what it was stands in the log."""
+    message = f"The server failed: {type(error).__name__}. Its log tells more."
+    return JSONResponse({"error": {"code": "internal", "message": message, "param": None}}, 500)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -55,11 +62,6 @@ def add_error_handlers(app: FastAPI) -> None:
         message, path = first_problem(_as_pydantic(error))
         body = {"code": "invalid_request", "message": f"In the request, {message}", "param": path}
         return JSONResponse({"error": body}, 400)
-
-    @app.exception_handler(Exception)
-    async def _unexpected(_: Request, error: Exception) -> JSONResponse:
-        message = f"The server failed: {type(error).__name__}. Its log tells more."
-        return JSONResponse({"error": {"code": "internal", "message": message, "param": None}}, 500)
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:

@@ -15,7 +15,8 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import Empty
 from typing import Any
 
@@ -25,7 +26,8 @@ from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType, ResponseBufferItem
 
 from adapters.backbone import BackboneSpec, load_backbone
-from adapters.errors import HeadstockError, Overloaded, PredictionFailed
+from adapters.bundle import read_manifest
+from adapters.errors import HeadstockError, InvalidBundle, Overloaded, PredictionFailed
 from adapters.registry.blobs import BlobStore
 from adapters.runtime.engine import Engine, EngineLimits
 from adapters.runtime.rows import Row, RowResult
@@ -49,7 +51,14 @@ class ReadStats:
     """The reply is the engine's `EngineStats` (adapters.runtime.stats)."""
 
 
-Message = RunRows | ReadStats
+@dataclass(frozen=True, slots=True)
+class CancelRows:
+    """Forget these rows; nobody waits for them any more, and there is no reply."""
+
+    row_ids: list[str]
+
+
+Message = RunRows | ReadStats | CancelRows
 
 
 class EngineSpec(LitSpec):
@@ -81,8 +90,10 @@ class EngineSpec(LitSpec):
         # Event loop and buffer hold asyncio objects, which can't go to the worker's process.
         return {**super().__getstate__(), "response_buffer": None, "_event_loop": None}
 
-    async def call(self, message: Message) -> Any:
+    async def call(self, message: RunRows | ReadStats) -> Any:
         """Send a message to the engine and return its reply.
+
+        A call that is cancelled, as when its client has gone, takes its rows out of the engine.
 
         Raises:
             Overloaded: too many calls wait already.
@@ -97,15 +108,22 @@ class EngineSpec(LitSpec):
         item = ResponseBufferItem(event=asyncio.Event(), response_queue=deque())
         self.response_buffer[uid] = item
         try:
-            request = (self.response_queue_id, uid, time.monotonic(), message)
-            await asyncio.to_thread(self.request_queue.put, request)
+            await self._send(uid, message)
             await item.event.wait()
             reply, status = item.response_queue.popleft()
+        except asyncio.CancelledError:
+            if isinstance(message, RunRows):
+                await asyncio.shield(self._send(uid, CancelRows([r.row_id for r in message.rows])))
+            raise
         finally:
             self.response_buffer.pop(uid, None)
         if status == LitAPIStatus.ERROR:
             raise reply if isinstance(reply, HeadstockError) else PredictionFailed(str(reply))
         return reply
+
+    async def _send(self, uid: str, message: Message) -> None:
+        request = (self.response_queue_id, uid, time.monotonic(), message)
+        await asyncio.to_thread(self.request_queue.put, request)
 
     def fail_waiting_calls(self, error: HeadstockError) -> None:
         """Answer every call in flight with an error; may be called from any thread."""
@@ -131,7 +149,7 @@ class EngineApi(ls.LitAPI):
     def setup(self, device: str) -> None:
         import torch
 
-        _die_with_parent()
+        die_with_parent()
         settings = self._settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -145,10 +163,19 @@ class EngineApi(ls.LitAPI):
             cache_bytes=settings.cache_bytes,
             bank_bytes=settings.bank_bytes,
         )
-        self.engine = Engine(backbone, blobs.fetch, limits)
+        self.engine = Engine(backbone, lambda digest: _fetch(blobs, digest), limits)
 
     def predict(self, x: Any) -> Any:
         raise NotImplementedError("the loop drives the engine")
+
+
+def _fetch(blobs: BlobStore, digest: str) -> Path:
+    """Return the folder of a bundle that says it is the one asked for; loading it checks that it is."""
+    folder = blobs.fetch(digest)
+    found = read_manifest(folder).digest
+    if found != digest:
+        raise InvalidBundle(f"The blob store gave bundle '{found[:12]}…' for '{digest[:12]}…'.")
+    return folder
 
 
 @dataclass(slots=True)
@@ -178,7 +205,13 @@ class EngineLoop(LitLoop):
         while True:
             for queue_id, uid, _, message in _drain(request_queue, block=not engine.num_rows):
                 if isinstance(message, ReadStats):
-                    self._reply(transport, queue_id, uid, engine.stats)
+                    stats = replace(engine.stats, waiting_rows=engine.num_rows)
+                    self._reply(transport, queue_id, uid, stats)
+                    continue
+                if isinstance(message, CancelRows):
+                    for row_id in message.row_ids:
+                        engine.cancel(row_id)
+                        calls.pop(row_id, None)
                     continue
                 call = _Call(uid, queue_id, {row.row_id: None for row in message.rows})
                 calls.update((row.row_id, call) for row in message.rows)
@@ -190,7 +223,9 @@ class EngineLoop(LitLoop):
         self, transport: Any, calls: dict[str, _Call], results: Sequence[RowResult]
     ) -> None:
         for result in results:
-            call = calls.pop(result.row_id)
+            call = calls.pop(result.row_id, None)
+            if call is None:
+                continue  # cancelled while it was in the last step
             call.results[result.row_id] = result
             if None not in call.results.values():
                 self._reply(
@@ -235,7 +270,7 @@ def _drain(request_queue: Any, *, block: bool) -> list[Any]:
         return items
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """End this process when the server's process ends, however that ends; LitServe leaves orphans otherwise."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

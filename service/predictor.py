@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +12,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from adapters.backbone import BackboneSpec
-from adapters.errors import BackboneMismatch, HeadstockError, InvalidRequest
+from adapters.errors import BackboneMismatch, HeadstockError, InvalidRequest, PredictionFailed
 from adapters.reference import parse_reference
 from adapters.registry.registry import Registry, Version
 from adapters.runtime.rows import Row, RowResult
 from adapters.tasks.base import Encoded
 from adapters.tasks.catalog import AnyTask, get_task
 from adapters.tokenizer import Tokenizer
-from adapters.validation import first_problem
+from adapters.validation import first_problem, shown
 from service.protocols.native import PredictItem
+
+logger = logging.getLogger(__name__)
+_MAX_TASKS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Predictor:
         self._max_tokens = min(max_row_tokens, backbone.max_tokens)
         # Versions are immutable and aliases move only with the generation: both may be remembered.
         self._resolve = functools.lru_cache(4096)(self._resolve_at)
-        self._task_of = functools.lru_cache(4096)(self._build_task)
+        self._tasks: dict[str, AnyTask] = {}
 
     def prepare(self, items: Sequence[PredictItem]) -> list[Prepared | HeadstockError]:
         """Return a row for each item, or what is wrong with it; nobody else's fault touches a row."""
@@ -74,7 +78,7 @@ class Predictor:
 
     def _prepare(self, item: PredictItem, generation: int) -> Prepared:
         version = self._resolve(item.adapter, generation)
-        task = self._task_of(version.digest, version.namespace, version.name, version.number)
+        task = self._task_of(version)
         request = _validate(task, "Request", _as_object(task, item.input), "input")
         parameters = _validate(task, "Parameters", item.parameters, "parameters")
         limit = min(self._max_tokens, task.options.max_tokens or self._max_tokens)
@@ -98,15 +102,27 @@ class Predictor:
             )
         return version
 
-    def _build_task(self, digest: str, namespace: str, name: str, number: int) -> AnyTask:
-        version = self._registry.resolve(parse_reference(f"{namespace}/{name}:{number}"))
-        return get_task(version.manifest.task, version.manifest.options)
+    def _task_of(self, version: Version) -> AnyTask:
+        """Return a version's task; remembered, for one with many labels takes a while to check."""
+        if version.digest not in self._tasks:
+            if len(self._tasks) >= _MAX_TASKS:
+                self._tasks.clear()
+            self._tasks[version.digest] = get_task(version.manifest.task, version.manifest.options)
+        return self._tasks[version.digest]
 
     def _answer(self, item: Prepared, result: RowResult) -> dict[str, Any] | HeadstockError:
         if result.error is not None:
             return result.error
         assert result.output is not None
-        answer = item.task.postprocess(self._tokenizer, item.request, item.encoded, result.output)
+        try:
+            answer = item.task.postprocess(
+                self._tokenizer, item.request, item.encoded, result.output
+            )
+        except Exception as error:  # one row's fault stays with that row
+            logger.exception("Could not read the answer of %s", item.version.name)
+            return PredictionFailed(
+                f"The answer could not be read: {type(error).__name__}: {error}"
+            )
         return {
             **answer,
             "adapter": item.version.name,
@@ -134,7 +150,7 @@ def _validate(task: AnyTask, part: str, given: Any, param: str) -> Any:
         message, path = first_problem(error)
         if not path:  # not an object at all
             fields = ", ".join(f"'{name}'" for name in model.model_fields)
-            message = f"'{given}' is not an object with the fields {fields}."
+            message = f"{shown(given)} is not an object with the fields {fields}."
         raise InvalidRequest(
             f"{param} of a '{task.name}' request: {message}",
             param=f"{param}.{path}" if path else param,

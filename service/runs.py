@@ -19,7 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from adapters.errors import HeadstockError, InvalidData, PredictionFailed
+from adapters.errors import InvalidData, RunFailed, RunPaused
+from service.settings import make_folder
 from training.contract import (
     CONFIG_NAME,
     EVENTS_NAME,
@@ -34,12 +35,6 @@ from training.contract import (
 _POLL_SECONDS = 0.2
 
 
-class RunPaused(HeadstockError):
-    """The run was stopped, and can go on."""
-
-    code = "paused"
-
-
 def execute_run(
     config: RunConfig, out: Path, home: Path, on_event: Callable[[Event], None]
 ) -> RunResult:
@@ -47,10 +42,10 @@ def execute_run(
 
     Raises:
         InvalidData: the run found the config or the data at fault; the message is the run's own.
-        PredictionFailed: the run died; the message tells where its log is.
+        RunFailed: the run died; the message tells where its log is.
         RunPaused: it was stopped by SIGTERM.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     request = out / f"requested-{CONFIG_NAME}"
     request.write_text(config.model_dump_json(indent=2) + "\n")
     command = [
@@ -80,9 +75,7 @@ def execute_run(
     if process.returncode == ExitCode.BAD_INPUT:
         raise InvalidData(failure or last_line(log_path))
     if process.returncode != ExitCode.DONE:
-        raise PredictionFailed(
-            f"The run failed: {failure or last_line(log_path)} (log: {log_path})"
-        )
+        raise RunFailed(f"The run failed: {failure or last_line(log_path)} (log: {log_path})")
     return RunResult.model_validate_json((out / RESULT_NAME).read_text())
 
 

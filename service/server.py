@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -10,15 +11,18 @@ import socket
 import sys
 import threading
 import time
+from multiprocessing.managers import SyncManager
 from typing import Any
+from unittest import mock
 
 import litserve as ls
 
-from adapters.backbone import describe_backbone, find_backbone
+from adapters.backbone import backbone_name, describe_backbone, find_backbone
 from adapters.errors import EnvironmentProblem, Unavailable
 from adapters.tokenizer import load_tokenizer
 from service.errors import add_error_handlers
-from service.inference import EngineApi, EngineSpec
+from service.inference import EngineApi, EngineSpec, die_with_parent
+from service.limits import Gatekeeper
 from service.opening import open_registry
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
@@ -36,6 +40,11 @@ class Server(ls.LitServer):
     """
 
     is_stopping = False
+
+    def _init_manager(self, num_api_servers: int) -> Any:
+        """As LitServe's, but the manager's process ends with this one: it holds the listening socket."""
+        with mock.patch("litserve.server.mp.Manager", _start_manager):
+            return super()._init_manager(num_api_servers)
 
     def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:
         self._monitor_workers = False
@@ -58,6 +67,12 @@ class Server(ls.LitServer):
         os._exit(1)
 
 
+def _start_manager() -> SyncManager:
+    manager = SyncManager(ctx=multiprocessing.get_context())
+    manager.start(initializer=die_with_parent)
+    return manager
+
+
 def build_server(settings: Settings) -> Server:
     """Return a server ready to run.
 
@@ -67,7 +82,7 @@ def build_server(settings: Settings) -> Server:
     """
     registry = open_registry(settings)
     folder = find_backbone(settings.backbone, settings.home)
-    backbone = describe_backbone(folder, settings.backbone)
+    backbone = describe_backbone(folder, backbone_name(settings.backbone))
     registry.add_backbone(backbone)
     api = EngineApi(settings, backbone)
     server = Server(
@@ -81,6 +96,7 @@ def build_server(settings: Settings) -> Server:
     server.app.include_router(predict_router(predictor, api.spec, settings.max_rows_per_call))
     server.app.include_router(adapters_router(registry, settings.max_bundle_bytes))
     add_error_handlers(server.app)
+    server.app.add_middleware(Gatekeeper, max_body_bytes=settings.max_body_bytes)
     return server
 
 

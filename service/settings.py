@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -25,7 +26,9 @@ class Settings(BaseSettings):
     backbone: str = Field(DEFAULT_BACKBONE, description="Packaged name, folder, or Hub id.")
     dtype: DtypeName = Field("auto", description="auto measures which of fp32 and bf16 is faster.")
     device: str = Field("cpu", description="cpu, or cuda:0.")
-    host: str = Field("127.0.0.1", description="127.0.0.1, 0.0.0.0 or ::.")
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
+        "127.0.0.1", description="127.0.0.1, 0.0.0.0 or ::."
+    )
     port: int = Field(8000, ge=1024, le=65535)
     database_url: str | None = Field(
         None, description="SQLAlchemy URL; SQLite under home if unset."
@@ -45,6 +48,9 @@ class Settings(BaseSettings):
         512, ge=1, description="Calls in flight beyond which 429 is sent."
     )
     max_rows_per_call: int = Field(256, ge=1, description="Inputs in one call of /v1/predict.")
+    max_body_bytes: int = Field(
+        8 * 2**20, ge=1024, description="Largest body of a prediction call."
+    )
     max_bundle_bytes: int = Field(
         256 * 2**20, ge=1024, description="Largest bundle that may be sent."
     )

@@ -49,7 +49,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
                         f"The bundle's files are larger than '{max_bytes}' bytes in all."
                     )
                 _extract(tar, member, folder)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise InvalidBundle(
             f"The body is not a whole tar file ({error}). Send one made with "
             "'tar -C BUNDLE -cf - .', as application/x-tar."

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from adapters.errors import EnvironmentProblem, HeadstockError, InvalidRequest
+from adapters.errors import (
+    EnvironmentProblem,
+    HeadstockError,
+    InvalidRequest,
+    RunFailed,
+    RunPaused,
+)
 from adapters.home import default_home
 from adapters.validation import first_problem
 from training.contract import (
+    CHECKPOINT_NAME,
     CONFIG_NAME,
     EVENTS_NAME,
     RESULT_NAME,
     EventKind,
     ExitCode,
     RunConfig,
+    RunResult,
 )
 from training.events import EventLog
 from training.inputs import read_inputs
@@ -60,28 +69,40 @@ def _open_log(out: Path, config: RunConfig) -> EventLog:
 
 def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
     log.emit(EventKind.STARTED, f"{config.action} {config.task}", pid=os.getpid())
+    signal.signal(signal.SIGTERM, _pause)
     try:
-        with log.stage("data", "Reading the data"):
-            inputs = read_inputs(config, log)
-        _silence_libraries()
-        from training.run import Run  # torch, transformers and peft load only now
-        from training.trainer import Paused
-
-        try:
-            result = Run(config, inputs, out, home, log).execute()
-        except Paused:
-            log.emit(EventKind.PAUSED, "Stopped with a checkpoint; run the same command to go on.")
-            return ExitCode.PAUSED
+        result = _run(config, out, home, log)
+    except RunPaused as error:
+        log.emit(EventKind.PAUSED, error.message)
+        return ExitCode.PAUSED
     except HeadstockError as error:
         log.emit(EventKind.FAILED, error.message, code=error.code, param=error.param)
         print(f"Error: {error.message}", file=sys.stderr)
-        return ExitCode.BAD_INPUT
+        return ExitCode.FAILED if isinstance(error, RunFailed) else ExitCode.BAD_INPUT
     except Exception as error:
         log.emit(EventKind.FAILED, f"{type(error).__name__}: {error}", code="internal")
         raise
     (out / RESULT_NAME).write_text(result.model_dump_json(indent=2) + "\n")
+    (out / CHECKPOINT_NAME).unlink(missing_ok=True)
     log.emit(EventKind.FINISHED, "Finished", result=result.model_dump())
     return ExitCode.DONE
+
+
+def _pause(*_: object) -> None:
+    raise RunPaused(
+        "The run was stopped before it had fitted anything; the same command begins it again."
+    )
+
+
+def _run(config: RunConfig, out: Path, home: Path, log: EventLog) -> RunResult:
+    with log.stage("data", "Reading the data"):
+        inputs = read_inputs(config, log)
+    _silence_libraries()
+    from training.run import Run  # torch, transformers and peft load only now
+
+    run = Run(config, inputs, out, home, log)
+    signal.signal(signal.SIGTERM, run.pause)
+    return run.execute()
 
 
 def _silence_libraries() -> None:

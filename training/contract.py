@@ -10,15 +10,17 @@ from __future__ import annotations
 from enum import IntEnum, StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from adapters.dtype import DtypeName
 from adapters.packaged import DEFAULT_BACKBONE
+from adapters.tasks.base import Strict
 
 CONFIG_NAME = "run.json"
 EVENTS_NAME = "events.jsonl"
 RESULT_NAME = "result.json"
 BUNDLE_NAME = "bundle"
+CHECKPOINT_NAME = "checkpoint.safetensors"
 PREDICTIONS_NAME = "predictions.jsonl"
 
 
@@ -29,10 +31,6 @@ class ExitCode(IntEnum):
     FAILED = 1
     BAD_INPUT = 2  # the config or the data is at fault: running it again can't help
     PAUSED = 3  # stopped by SIGTERM, with a checkpoint
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class DataSettings(Strict):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.backbone import Backbone, describe_backbone, find_backbone, load_backbone
+from adapters.backbone import (
+    Backbone,
+    backbone_name,
+    describe_backbone,
+    find_backbone,
+    load_backbone,
+)
 from adapters.bundle import load_bundle
 from adapters.errors import InvalidData, InvalidRequest, TextTooLong
 from adapters.tasks.base import Labelled
@@ -18,6 +23,7 @@ from adapters.tokenizer import Tokenizer, load_tokenizer
 from training.batches import make_batches
 from training.contract import (
     BUNDLE_NAME,
+    CHECKPOINT_NAME,
     PREDICTIONS_NAME,
     EventKind,
     RunConfig,
@@ -33,8 +39,9 @@ from training.export import (
     seal,
     write_weights,
 )
+from training.gate import check_examples
 from training.inputs import Inputs
-from training.trainer import Trainee, build_trainee, fit
+from training.trainer import Trainee, build_trainee, fit, paused
 
 Metrics = dict[str, dict[str, float]]
 
@@ -64,17 +71,18 @@ class Run:
         self.home = home
         self.log = log
         self._stop = False
+        self._is_fitting = False
 
     def execute(self) -> RunResult:
         """Do what the config says, and return what came of it.
 
         Raises:
-            Paused: SIGTERM came; a checkpoint is saved.
+            RunPaused: SIGTERM came.
             HeadstockError: the config, the data or a bundle is at fault.
         """
         with self.log.stage("backbone", f"Loading backbone {self.config.backbone}"):
             folder = find_backbone(self.config.backbone, self.home)
-            spec = describe_backbone(folder, self.config.backbone)
+            spec = describe_backbone(folder, backbone_name(self.config.backbone))
             backbone = load_backbone(spec, self.config.dtype, home=self.home)
             tokenizer = load_tokenizer(folder)
         if self.config.action == "evaluate":
@@ -82,8 +90,13 @@ class Run:
         return self._train(backbone, tokenizer)
 
     def pause(self, *_: object) -> None:
-        """Ask the run to save a checkpoint and stop after the step it is in."""
+        """Stop: after the step that a fit is in, with a checkpoint; anywhere else at once.
+
+        A signal handler; what was fitted before lies in the checkpoint.
+        """
         self._stop = True
+        if not self._is_fitting:
+            raise paused()
 
     def _evaluate_bundle(self, backbone: Backbone, tokenizer: Tokenizer) -> RunResult:
         test = self.inputs.test
@@ -149,21 +162,28 @@ class Run:
     def _task(self, backbone: Backbone) -> tuple[AnyTask, str | None]:
         """Return the task and, if the run goes on from a parent, the parent's digest."""
         if self.config.parent is None:
-            assert self.inputs.task is not None
-            return self.inputs.task, None
+            task = self.inputs.task
+            assert task is not None
+            if backbone.spec.family == "encoder" and task.head("encoder") is None:
+                raise InvalidRequest(
+                    f"'{task.name}' writes text, which an encoder such as '{backbone.spec.name}' can't. "
+                    "Choose a decoder with --backbone.",
+                    param="backbone",
+                )
+            return task, None
         manifest = check_parent(Path(self.config.parent), backbone.spec, self.config.task)
         return get_task(manifest.task, manifest.options), manifest.digest
 
     def _encode(self, task: AnyTask, tokenizer: Tokenizer, backbone: Backbone) -> list[Labelled]:
         """Return the rows to train on; those that are too long are left out, and counted."""
-        limit = self.config.data.max_row_tokens or backbone.spec.max_tokens
+        fits = min(backbone.spec.max_tokens, task.options.max_tokens or backbone.spec.max_tokens)
+        limit = self.config.data.max_row_tokens or fits
         parameters = task.Parameters.model_validate({})
         rows: list[Labelled] = []
+        kept: list[Example] = []
         for example in self.inputs.train:
             try:
-                encoded = task.encode(
-                    tokenizer, example.request, parameters, backbone.spec.max_tokens
-                )
+                encoded = task.encode(tokenizer, example.request, parameters, fits)
                 row = task.label(tokenizer, encoded, example.target)
             except TextTooLong:
                 continue
@@ -173,13 +193,13 @@ class Run:
                 ) from error
             if len(row.token_ids) <= limit:
                 rows.append(row)
-        if not rows:
-            raise InvalidData(f"No training row has at most {limit} tokens.", param="data")
+                kept.append(example)
         if len(rows) < len(self.inputs.train):
             left_out = len(self.inputs.train) - len(rows)
             self.log.emit(
                 EventKind.WARNING, f"{left_out} rows of more than {limit} tokens left out."
             )
+            check_examples(kept)  # what is left must still be enough to learn from
         return rows
 
     def _build(self, task: AnyTask, backbone: Backbone) -> Trainee:
@@ -202,20 +222,20 @@ class Run:
         )
         used = [row for batch in batches for row in batch]
         progress = self.log.progress("fit", len(batches))
-        previous = signal.signal(signal.SIGTERM, self.pause)
-        try:
-            with self.log.stage("fit", f"Training on {len(used)} rows, {len(batches)} steps"):
-                fit(
-                    trainee,
-                    batches,
-                    settings,
-                    checkpoint=self.out / "checkpoint.safetensors",
-                    run_digest=self._digest(used),
-                    should_pause=lambda: self._stop,
-                    on_step=lambda step, data: progress.update(step, **data),
-                )
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+        with self.log.stage("fit", f"Training on {len(used)} rows, {len(batches)} steps"):
+            self._is_fitting = True
+            fit(
+                trainee,
+                batches,
+                settings,
+                checkpoint=self.out / CHECKPOINT_NAME,
+                run_digest=self._digest(used),
+                should_pause=lambda: self._stop,
+                on_step=lambda step, data: progress.update(step, **data),
+            )
+            self._is_fitting = False
+        if self._stop:
+            raise paused()
         return FitSize(len(used), sum(len(row.token_ids) for row in used))
 
     def _digest(self, rows: list[Labelled]) -> str:

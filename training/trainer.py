@@ -14,16 +14,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone
-from adapters.errors import InvalidRequest, PredictionFailed
+from adapters.errors import InvalidRequest, RunFailed, RunPaused
 from adapters.runtime.pack import pack_rows
 from adapters.tasks.base import HeadSpec, Labelled
 from adapters.tasks.heads import Head, build_head, row_loss
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.contract import FitSettings, LoraSettings
-
-
-class Paused(Exception):
-    """The run was asked to stop, and has saved a checkpoint."""
 
 
 @dataclass(slots=True)
@@ -122,8 +118,8 @@ def fit(
     AdamW with linear warm-up and decay. The loss of a step is the mean over its labels.
 
     Raises:
-        Paused: ``should_pause`` said so; the state is in ``checkpoint``.
-        PredictionFailed: the loss is no longer finite.
+        RunPaused: ``should_pause`` said so; the state is in ``checkpoint``.
+        RunFailed: the loss is no longer finite.
     """
     accelerator = Accelerator(cpu=trainee.backbone.device.type == "cpu")
     named = trainee.parameters()
@@ -138,12 +134,16 @@ def fit(
             save_checkpoint(checkpoint, named, optimizer, step, run_digest)
             saved = time.monotonic()
             if should_pause():
-                raise Paused
+                raise paused()
         rate = learning_rate(step, len(batches), settings)
         loss = _step(trainee, batches[step], optimizer, rate, accelerator, settings.max_grad_norm)
         on_step(step + 1, {"loss": loss, "learning_rate": rate})
-    checkpoint.unlink(missing_ok=True)
+    save_checkpoint(checkpoint, named, optimizer, len(batches), run_digest)
     trainee.backbone.model.eval()
+
+
+def paused() -> RunPaused:
+    return RunPaused("The run was stopped; the same command goes on from its last checkpoint.")
 
 
 def learning_rate(step: int, num_steps: int, settings: FitSettings) -> float:
@@ -166,7 +166,7 @@ def _step(
     total, num_labels = trainee.loss(batch)
     loss = total / num_labels
     if not bool(loss.isfinite()):
-        raise PredictionFailed(
+        raise RunFailed(
             f"The loss became '{loss.item()}'. Lower fit.learning_rate ({rate:.2g} at this step)."
         )
     accelerator.backward(loss)

@@ -26,13 +26,17 @@ class BlobStore:
         self._is_local = "file" in self._fs.protocol
 
     def push(self, folder: Path, digest: str) -> None:
-        """Store a bundle's files; the manifest goes last, so a half-pushed bundle is never taken for whole."""
+        """Store a bundle's files, all or none as far as a reader can see."""
         target = self._folder(digest)
         if self._fs.exists(f"{target}/{MANIFEST_FILE}"):
             return
+        if self._is_local:
+            _copy_folder(folder, Path(target))
+            return
         self._fs.makedirs(target, exist_ok=True)
+        # The manifest goes last: without it, a half-pushed bundle is not taken for a whole one.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
-            self._put(path, f"{target}/{path.name}")
+            self._fs.put_file(str(path), f"{target}/{path.name}")
 
     def fetch(self, digest: str) -> Path:
         """Return a local folder with the bundle of a digest.
@@ -50,15 +54,6 @@ class BlobStore:
     def _folder(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"
 
-    def _put(self, path: Path, target: str) -> None:
-        if not self._is_local:
-            self._fs.put_file(str(path), target)
-            return
-        # Written beside and renamed, so that a reader never sees half a file.
-        part = Path(f"{target}.part")
-        shutil.copyfile(path, part)
-        part.replace(target)
-
     def _download(self, source: str, digest: str) -> Path:
         target = self._cache / digest
         if target.is_dir():
@@ -71,12 +66,26 @@ class BlobStore:
             made.mkdir()
             for remote in self._fs.ls(source, detail=False):
                 self._fs.get_file(remote, str(made / Path(remote).name))
-            try:
-                made.rename(target)
-            except OSError:
-                if not target.is_dir():  # another loader was faster; its folder is whole
-                    raise
+            _rename(made, target)
         return target
+
+
+def _copy_folder(folder: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".push-") as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        for path in folder.iterdir():
+            shutil.copyfile(path, made / path.name)
+        _rename(made, target)
+
+
+def _rename(made: Path, target: Path) -> None:
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another one was faster, and its folder is whole
+            raise
 
 
 def _lost(digest: str) -> NotFound:

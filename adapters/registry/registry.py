@@ -71,8 +71,11 @@ class Registry:
             row = session.get(BackboneTable, spec.fingerprint) or BackboneTable(
                 fingerprint=spec.fingerprint
             )
+            if row.spec == spec.model_dump(mode="json"):
+                return
             row.name, row.spec = spec.name, spec.model_dump(mode="json")
             session.add(row)
+            _raise_generation(session)
 
     def get_backbone(self, fingerprint: str) -> BackboneSpec:
         with self._database.read() as session:

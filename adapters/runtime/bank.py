@@ -219,7 +219,9 @@ class Bank:
     def _resize(self, pool: Pool, capacity: int) -> None:
         """Give a pool so many places; when it shrinks, residents move together and free places go."""
         residents = [r for r in self._residents.values() if r.pool is pool]
-        kept = list(range(pool.capacity)) if capacity > pool.capacity else [r.place for r in residents]
+        kept = (
+            list(range(pool.capacity)) if capacity > pool.capacity else [r.place for r in residents]
+        )
         for name in pool.modules:
             self._layers[name].stacks[pool.number] = self._moved(name, pool, kept, capacity)
         if capacity < pool.capacity:

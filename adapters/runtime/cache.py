@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adapters.backbone import Backbone
+
 BLOCK = 16  # cells handed out at a time
 
 
@@ -51,6 +53,24 @@ class KeyValueCache:
 
     def release(self, blocks: list[int]) -> None:
         self._free.extend(blocks)
+
+
+def build_cache(backbone: Backbone, size_bytes: int) -> KeyValueCache | None:
+    """Return a cache for a backbone's layers; None for an encoder, which has no past."""
+    if backbone.spec.family == "encoder":
+        return None
+    config = backbone.config
+    head_size = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return KeyValueCache(
+        config.num_hidden_layers,
+        getattr(config, "num_key_value_heads", config.num_attention_heads),
+        head_size,
+        size_bytes=size_bytes,
+        dtype=backbone.dtype,
+        device=backbone.device,
+    )
 
 
 def blocks_for(num_tokens: int) -> int:

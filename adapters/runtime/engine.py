@@ -19,7 +19,7 @@ from adapters.backbone import Backbone
 from adapters.bundle import Bundle, load_bundle
 from adapters.errors import HeadstockError, InvalidRequest, PredictionFailed, TextTooLong
 from adapters.runtime.bank import Bank
-from adapters.runtime.cache import Extent, KeyValueCache, blocks_for, view_cache
+from adapters.runtime.cache import Extent, blocks_for, build_cache, view_cache
 from adapters.runtime.pack import Pack, pack_rows
 from adapters.runtime.rows import Row, RowResult
 from adapters.runtime.scheduler import Scheduler
@@ -82,7 +82,7 @@ class Engine:
         self._fetch = fetch
         self._num_tokens = int(backbone.config.vocab_size)
         self._bank = Bank(backbone, self.limits.bank_bytes)
-        self._cache = _build_cache(backbone, self.limits.cache_bytes)
+        self._cache = build_cache(backbone, self.limits.cache_bytes)
         self._scheduler = Scheduler()
         self._running: list[_Active] = []
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bundle-loader")
@@ -377,23 +377,6 @@ class Engine:
             item.blocks = []
         if item.row.adapter is not None:
             self._bank.release(item.row.adapter)
-
-
-def _build_cache(backbone: Backbone, size_bytes: int) -> KeyValueCache | None:
-    if backbone.spec.family == "encoder":
-        return None
-    config = backbone.config
-    head_size = (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    return KeyValueCache(
-        config.num_hidden_layers,
-        getattr(config, "num_key_value_heads", config.num_attention_heads),
-        head_size,
-        size_bytes=size_bytes,
-        dtype=backbone.dtype,
-        device=backbone.device,
-    )
 
 
 def _not_finite() -> PredictionFailed:

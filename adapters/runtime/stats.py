@@ -16,11 +16,15 @@ class MixedBatch:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counted where the backbone is called. ``largest`` is the call with most tasks, then most rows."""
+    """Counted where the backbone is called. ``largest`` is the call with most tasks, then most rows.
+
+    ``waiting_rows`` are those submitted and not yet finished.
+    """
 
     steps: int = 0
     rows: int = 0
     tokens: int = 0
+    waiting_rows: int = 0
     largest: MixedBatch = field(default_factory=lambda: MixedBatch(0, 0, ()))
 
     def count(self, batch: MixedBatch, num_tokens: int) -> None:

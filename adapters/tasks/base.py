@@ -13,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapters.errors import TextTooLong
 from adapters.tokenizer import Tokenizer, Tokens
 
+# A text of more code points per token than this is refused or cut before it is tokenized, which costs time and
+# memory. Long tokens (runs of blanks, URLs) have tens of characters; no real text has this many on average.
+CHARACTERS_PER_TOKEN = 64
+
 
 class Strict(BaseModel):
     """A pydantic model that refuses unknown fields."""
@@ -159,12 +163,16 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A whole prompt and where the text that may be cut stands in it, [start, stop) in code points."""
+    """A whole prompt and where the text that may be cut stands in it, [start, stop) in code points.
+
+    ``message`` is where a chat template put the user's message: special tokens are read outside it only.
+    Without one, the tokenizer adds its own special tokens around the prompt.
+    """
 
     text: str
     start: int
     stop: int
-    add_special: bool = True
+    message: tuple[int, int] | None = None
 
 
 def fit_prompt(
@@ -183,9 +191,18 @@ def fit_prompt(
     Raises:
         TextTooLong: it does not fit, and either ``truncate`` is off or cutting the text can't help.
     """
+    truncated = False
+    if len(text) > max_tokens * CHARACTERS_PER_TOKEN:
+        if not truncate:
+            raise TextTooLong(
+                f"'{param}' has {len(text)} characters, far more than {max_tokens} tokens hold. Shorten it, "
+                "or set parameters.truncate to true.",
+                param=param,
+            )
+        text, truncated = text[: max_tokens * CHARACTERS_PER_TOKEN], True
     prompt = render(text)
-    tokens = tokenizer.encode(prompt.text, add_special=prompt.add_special)
-    num_tokens, truncated = len(tokens.ids), False
+    tokens = encode_prompt(tokenizer, prompt)
+    num_tokens = len(tokens.ids)
     while len(tokens.ids) > max_tokens:
         kept = _cut(prompt, tokens, max_tokens) if truncate else 0
         if kept <= 0:
@@ -195,17 +212,22 @@ def fit_prompt(
                 param=param,
             )
         prompt, truncated = render(prompt.text[prompt.start : prompt.start + kept]), True
-        tokens = tokenizer.encode(prompt.text, add_special=prompt.add_special)
+        tokens = encode_prompt(tokenizer, prompt)
     return prompt, tokens, truncated
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> Tokens:
+    """Return a prompt's tokens; what a user wrote never becomes a special token."""
+    if prompt.message is None:
+        return tokenizer.encode(prompt.text)
+    return tokenizer.encode_around(prompt.text, *prompt.message)
 
 
 def _cut(prompt: Prompt, tokens: Tokens, max_tokens: int) -> int:
     """Return how many code points of the text to keep so that ``max_tokens`` may suffice."""
-    if prompt.stop <= prompt.start:
-        return 0
-    last = tokens.last_before(prompt.stop)
-    first_dropped = last + 1 - (len(tokens.ids) - max_tokens)
-    if first_dropped <= tokens.first_after(prompt.start):
+    first, end = tokens.between(prompt.start, prompt.stop)
+    first_dropped = end - (len(tokens.ids) - max_tokens)
+    if first_dropped <= first:
         return 0
     # At least one code point goes each time, so the loop that calls this ends.
     return min(tokens.offsets[first_dropped][0], prompt.stop - 1) - prompt.start

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from adapters.errors import TextTooLong
+from adapters.errors import InvalidRequest, TextTooLong
 from adapters.tasks.base import (
     Encoded,
     Generation,
@@ -128,10 +128,15 @@ def instruction_prompt(tokenizer: Tokenizer, instruction: str, text: str) -> Pro
         whole = f"{content}\n\n"
         return Prompt(whole, len(instruction) + 2, len(instruction) + 2 + len(text))
     whole = tokenizer.chat([{"role": "user", "content": content}])
-    # Some templates strip the content; then nothing is found, and the text can't be cut.
-    start = whole.rfind(text)
-    stop = start + len(text) if start >= 0 else start
-    return Prompt(whole, start, stop, add_special=False)
+    # A template may strip the message; what it left is found then, and only ends that matter not are lost.
+    kept = content if content in whole else content.strip()
+    begin = whole.find(kept)
+    if begin < 0:
+        raise InvalidRequest(
+            "The backbone's chat template changes the text; it can't be used.", param="text"
+        )
+    start = begin + kept.index(text if text in kept else text.strip())
+    return Prompt(whole, start, begin + len(kept), message=(begin, begin + len(kept)))
 
 
 def first_sentence(text: str) -> str:

@@ -75,18 +75,18 @@ class QuestionAnswering(Task[AnsweringOptions, AnsweringRequest, AnsweringTarget
             truncate=parameters.truncate,
             param="context",
         )
-        if tokens.end <= prompt.start:
+        first, end = tokens.between(prompt.start, prompt.stop)
+        if first == end:
             raise InvalidRequest(
                 "The tokenizer finds nothing to read in 'context'. Send one with words.",
                 param="context",
             )
-        first, last = tokens.first_after(prompt.start), tokens.last_before(prompt.stop)
         # A token may begin before the context (its leading space); clip it to the context.
         offsets = [
-            (max(start - prompt.start, 0), end - prompt.start)
-            for start, end in tokens.offsets[first : last + 1]
+            (max(start - prompt.start, 0), min(stop, prompt.stop) - prompt.start)
+            for start, stop in tokens.offsets[first:end]
         ]
-        return Encoded(tokens.ids, truncated, (first, last + 1), offsets)
+        return Encoded(tokens.ids, truncated, (first, end), offsets)
 
     def label(self, tokenizer: Tokenizer, encoded: Encoded, target: AnsweringTarget) -> Labelled:
         answer = target.answers[0]
@@ -115,6 +115,8 @@ class QuestionAnswering(Task[AnsweringOptions, AnsweringRequest, AnsweringTarget
         text = request.context[start:stop]
         start += len(text) - len(text.lstrip())
         answer = text.strip()
+        if not answer:
+            return {"answer": "", "start": None, "end": None, "score": score}
         return {"answer": answer, "start": start, "end": start + len(answer), "score": score}
 
     def score(

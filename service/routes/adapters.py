@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,11 +18,13 @@ from adapters.reference import Reference, check_name
 from adapters.registry.registry import Adapter, Alias, Registry, Version
 from service.uploads import receive, unpack
 
+MAX_VERSION = 10**9
+
 
 class AliasBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_VERSION)
 
 
 def adapters_router(registry: Registry, max_bundle_bytes: int) -> APIRouter:
@@ -51,7 +54,9 @@ def adapters_router(registry: Registry, max_bundle_bytes: int) -> APIRouter:
         return {**adapter_body(adapter), "versions": [version_body(each) for each in versions]}
 
     @router.get("/{name}/versions/{number}")
-    async def get_version(name: str, number: int) -> dict[str, Any]:
+    async def get_version(
+        name: str, number: Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
+    ) -> dict[str, Any]:
         reference = Reference(name, version=number)
         return version_body(await asyncio.to_thread(registry.resolve, reference))
 

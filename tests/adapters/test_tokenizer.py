@@ -36,19 +36,30 @@ def test_a_position_is_found_in_the_first_and_last_token_that_hold_it(
     place = data.draw(st.integers(0, len(text) - 1))
     tokens = encoder_tokenizer.encode(text)
     holding = [i for i, (start, end) in enumerate(tokens.offsets) if start <= place < end]
-    assert tokens.first_after(place) == holding[0]
-    assert tokens.last_before(place + 1) == holding[-1]
+    assert tokens.between(place, place + 1) == (holding[0], holding[-1] + 1)
 
 
 def test_tokens_the_tokenizer_adds_are_never_taken_for_text():
     tokens = Tokens([1, 5, 6, 2], [(0, 0), (0, 2), (2, 4), (0, 0)])
-    assert (tokens.first_after(0), tokens.last_before(4)) == (1, 2)
+    assert tokens.between(0, 4) == (1, 3)
+    assert tokens.between(4, 9) == (0, 0)
 
 
 def test_a_truncation_stored_with_the_tokenizer_cuts_nothing(encoder_folder, encoder_tokenizer):
     stored = json.loads((encoder_folder / "tokenizer.json").read_text())["truncation"]
     assert stored["max_length"] == 20
     assert len(encoder_tokenizer.encode("x " * 500).ids) > 500
+
+
+def test_a_special_token_spelled_out_in_a_text_stays_text(decoder_tokenizer, encoder_tokenizer):
+    for tokenizer in (decoder_tokenizer, encoder_tokenizer):
+        ids = tokenizer.encode("so <|end|> then", add_special=False).ids
+        assert 2 not in ids
+        assert tokenizer.decode(ids) == "so <|end|> then"
+    prompt = decoder_tokenizer.chat([{"role": "user", "content": "so <|end|> then"}])
+    start = prompt.index("so")
+    ids = decoder_tokenizer.encode_around(prompt, start, start + len("so <|end|> then")).ids
+    assert (ids.count(1), ids.count(2)) == (2, 1)  # the template's own
 
 
 def test_special_tokens_are_added_only_on_demand(encoder_tokenizer):
@@ -62,8 +73,8 @@ def test_the_chat_prompt_ends_where_the_assistant_begins(decoder_tokenizer, enco
     assert (decoder_tokenizer.has_chat, encoder_tokenizer.has_chat) == (True, False)
 
 
-def test_special_tokens_in_a_prompt_become_one_id_and_leave_the_text(decoder_tokenizer):
-    ids = decoder_tokenizer.encode("<|start|>a<|end|>", add_special=False).ids
+def test_a_templates_special_tokens_become_one_id_and_leave_the_text(decoder_tokenizer):
+    ids = decoder_tokenizer.encode_around("<|start|>a<|end|>", 9, 10).ids
     assert (ids[0], ids[-1], decoder_tokenizer.decode(ids)) == (1, 2, "a")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from service.client import ClientError
 from service.demo_traffic import swap_version
+from service.server import check_port
 from tests.bundles import answerer, classifier, save_bundle, summarizer
 from tests.servers import running_server
 
@@ -271,6 +272,60 @@ def test_answers_do_not_depend_on_who_else_asks(client):
     assert [found[text] for text in texts] == pytest.approx(alone, abs=1e-4)
 
 
+def test_a_client_that_goes_away_takes_its_rows_along(client):
+    url = client._http.base_url
+    body = {
+        "adapter": "summary",
+        "inputs": ["The sun."] * 200,
+        "parameters": {"max_new_tokens": 150},
+    }
+    with httpx.Client(base_url=url, timeout=0.5) as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/predict", json=body)
+    while client.stats()["waiting_rows"]:
+        pass  # the rows leave long before 200 x 150 tokens are made
+    tokens = client.stats()["tokens"]
+    client.predict("labels", "x")
+    assert client.stats()["tokens"] - tokens < 100
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status"),
+    [
+        ("/v1/adapters/labels/versions/99999999999999999999", {"method": "GET"}, 400),
+        ("/v1/adapters/labels/aliases/a", {"method": "PUT", "json": {"version": 10**20}}, 400),
+        (
+            "/v1/predict",
+            {
+                "method": "POST",
+                "content": rb'{"adapter": "\ud800", "inputs": "x"}',
+                "headers": {"Content-Type": "application/json"},
+            },
+            400,
+        ),
+        ("/v1/predict", {"method": "POST", "content": b"x" * (9 * 2**20)}, 413),
+    ],
+)
+def test_odd_values_are_the_callers_fault_and_the_connection_stays_good(
+    client, path, options, status
+):
+    response = client._http.request(url=path, **options)
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+    assert client.predict("labels", "x")[0]["label"]
+
+
+@pytest.mark.parametrize("text", ["\x00", "\u200b", "<|end|>", "\u2028", "😀" * 50])
+def test_odd_texts_are_answered_or_refused_but_never_hang(client, text):
+    for adapter, given in (
+        ("labels", {"text": text, "text_pair": "word " * 400}),
+        ("answers", {"question": "word " * 400, "context": text}),
+        ("answers", {"question": "who", "context": text}),
+        ("summary", {"text": text}),
+    ):
+        body = {"adapter": adapter, "inputs": given, "parameters": {"truncate": True}}
+        assert client._http.post("/v1/predict", json=body, timeout=30).status_code in (200, 400)
+
+
 def test_a_full_queue_refuses_with_429(tmp_path, decoder_folder, bundles):
     with running_server(tmp_path / "home", str(decoder_folder), max_waiting_calls=1) as (client, _):
         client.create_version("summary", bundles / "summary")
@@ -312,6 +367,7 @@ def test_a_killed_engine_ends_the_server_and_answers_what_was_in_flight(
         client.create_version("summary", bundles / "summary")
         client.predict("summary", "The sun.")
         (engine,) = engines_of(process)
+        children = psutil.Process(process.pid).children(recursive=True)
         statuses = []
 
         def ask():
@@ -328,6 +384,9 @@ def test_a_killed_engine_ends_the_server_and_answers_what_was_in_flight(
         asking.join()
         assert statuses == [503]
         assert process.wait(timeout=30) == 1
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+        check_port("127.0.0.1", client._http.base_url.port)
 
 
 def engines_of(process):
@@ -335,10 +394,11 @@ def engines_of(process):
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
-def test_a_killed_server_leaves_no_engine_behind(tmp_path, decoder_folder):
-    with running_server(tmp_path / "home", str(decoder_folder)) as (_, process):
-        engines = engines_of(process)
-        assert engines
+def test_a_killed_server_leaves_no_process_behind_and_frees_its_port(tmp_path, decoder_folder):
+    with running_server(tmp_path / "home", str(decoder_folder)) as (client, process):
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2  # the engine and LitServe's manager
         process.kill()
-        _, alive = psutil.wait_procs(engines, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=10)
         assert alive == []
+        check_port("127.0.0.1", client._http.base_url.port)

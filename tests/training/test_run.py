@@ -121,17 +121,34 @@ def test_a_bundle_is_evaluated_by_itself(tmp_path, config):
     assert result["num_test_rows"] == 6
 
 
-def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, config):
-    config["fit"]["epochs"] = 4000
+def stop_in(stage, tmp_path, config):
+    """Start a run, send SIGTERM once it is in a stage, and return its exit code."""
     process = subprocess.Popen(command(tmp_path, config), cwd=ROOT, stderr=subprocess.PIPE)
     path = tmp_path / "out" / "events.jsonl"
-    while process.poll() is None and '"fit"' not in (path.read_text() if path.exists() else ""):
+    while process.poll() is None and f'"{stage}"' not in (
+        path.read_text() if path.exists() else ""
+    ):
         pass
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == ExitCode.PAUSED
+    return process.wait(timeout=60)
+
+
+def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, config):
+    config["fit"]["epochs"] = 400
+    assert stop_in("fit", tmp_path, config) == ExitCode.PAUSED
     assert events(tmp_path)[-1].kind == EventKind.PAUSED
     assert (tmp_path / "out" / "checkpoint.safetensors").is_file()
     assert not (tmp_path / "out" / "bundle").exists()
+    assert run(tmp_path, config).returncode == ExitCode.DONE
+    told = events(tmp_path)
+    assert [event.number for event in told] == list(range(1, len(told) + 1))
+    assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("stage", ["backbone", "test before"])
+def test_sigterm_anywhere_else_pauses_too(tmp_path, config, stage):
+    assert stop_in(stage, tmp_path, config) == ExitCode.PAUSED
+    assert events(tmp_path)[-1].kind == EventKind.PAUSED
 
 
 ONE_CLASS = [{"text": f"row {i}", "label": "+"} for i in range(20)]

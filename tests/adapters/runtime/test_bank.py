@@ -101,7 +101,9 @@ def test_the_least_recently_used_adapter_makes_room(backbone, bundles):
     bank = Bank(backbone, 2 * (14_848 + HEAD))
     for name in ("0", "4"):
         bank.install(name, bundles[name])
-    assert bank.used_bytes == 2 * (14_848 + HEAD)  # 14 modules of 928 features in all, padded rank 4, fp32
+    assert bank.used_bytes == 2 * (
+        14_848 + HEAD
+    )  # 14 modules of 928 features in all, padded rank 4, fp32
     bank.acquire("0")
     bank.release("0")
     bank.install("3", bundles["3"])

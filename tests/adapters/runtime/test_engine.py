@@ -248,9 +248,7 @@ def test_a_popular_adapter_that_generates_lets_another_into_a_full_bank(
     assert len(done) < len(flood)
 
 
-def test_a_failing_installation_ends_its_own_rows_only(
-    engine, decoder_tokenizer, monkeypatch
-):
+def test_a_failing_installation_ends_its_own_rows_only(engine, decoder_tokenizer, monkeypatch):
     install = engine._bank.install
 
     def fail(digest, bundle):
@@ -378,7 +376,13 @@ def test_the_bundle_is_read_on_another_thread(decoder_spec, decoder_tokenizer, b
         (Row("a", [5] * 10, None), InvalidRequest),
         (Row("a", [5, 100_000], "two"), InvalidRequest),
     ],
-    ids=["empty", "too-long", "no-room-for-the-answer", "no-adapter-and-no-generation", "no-such-token"],
+    ids=[
+        "empty",
+        "too-long",
+        "no-room-for-the-answer",
+        "no-adapter-and-no-generation",
+        "no-such-token",
+    ],
 )
 def test_a_row_that_nothing_could_answer_is_refused_at_once(engine, row, error):
     with pytest.raises(error):

@@ -67,7 +67,7 @@ def test_a_request_may_change_the_length_of_its_answer(decoder_tokenizer, asked,
 
 
 def test_the_answer_is_the_decoded_text_without_edges_or_special_tokens(decoder_tokenizer):
-    ids = tuple(decoder_tokenizer.encode(" A fox.\n<|end|>").ids)
+    ids = (*decoder_tokenizer.encode(" A fox.\n").ids, 2)
     output = RowOutput(token_ids=ids, finish_reason="stop")
     answer = TASK.postprocess(decoder_tokenizer, CLASS.Request(text="x"), Encoded([1]), output)
     assert answer == {"summary": "A fox.", "finish_reason": "stop"}

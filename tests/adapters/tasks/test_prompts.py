@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.errors import TextTooLong
-from adapters.tasks.base import Prompt, fit_prompt
+from adapters.tasks.base import Prompt, encode_prompt, fit_prompt
 from adapters.tasks.generation import instruction_prompt
 from tests.tiny import CORPUS
 
@@ -39,7 +39,7 @@ def test_a_cut_prompt_keeps_a_prefix_of_the_text_and_all_around_it(
 
     def size(part):
         prompt = render(part)
-        return len(tokenizer.encode(prompt.text, add_special=prompt.add_special).ids)
+        return len(encode_prompt(tokenizer, prompt).ids)
 
     whole = size(text)
     try:

@@ -205,13 +205,14 @@ def fit_prompt(
     num_tokens = len(tokens.ids)
     while len(tokens.ids) > max_tokens:
         kept = _cut(prompt, tokens, max_tokens) if truncate else 0
-        if kept <= 0:
+        if not 0 < kept < len(text):
             raise TextTooLong(
                 f"'{param}' makes a prompt of {num_tokens} tokens; at most {max_tokens} fit. "
                 "Shorten it" + (", or set parameters.truncate to true." if not truncate else "."),
                 param=param,
             )
-        prompt, truncated = render(prompt.text[prompt.start : prompt.start + kept]), True
+        text, truncated = prompt.text[prompt.start : prompt.start + kept], True
+        prompt = render(text)
         tokens = encode_prompt(tokenizer, prompt)
     return prompt, tokens, truncated
 

@@ -128,14 +128,15 @@ def instruction_prompt(tokenizer: Tokenizer, instruction: str, text: str) -> Pro
         whole = f"{content}\n\n"
         return Prompt(whole, len(instruction) + 2, len(instruction) + 2 + len(text))
     whole = tokenizer.chat([{"role": "user", "content": content}])
-    # A template may strip the message; what it left is found then, and only ends that matter not are lost.
+    # A template may strip the message; what is left of it is found then.
     kept = content if content in whole else content.strip()
     begin = whole.find(kept)
     if begin < 0:
         raise InvalidRequest(
             "The backbone's chat template changes the text; it can't be used.", param="text"
         )
-    start = begin + kept.index(text if text in kept else text.strip())
+    stripped = len(content) - len(content.lstrip()) if kept != content else 0
+    start = begin + len(instruction) + 2 - stripped
     return Prompt(whole, start, begin + len(kept), message=(begin, begin + len(kept)))
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from adapters.backbone import Backbone, BackboneSpec, load_backbone
-from adapters.bundle import Manifest
+from adapters.bundle import Manifest, read_manifest, seal_bundle
 from adapters.tasks.catalog import AnyTask, get_task
 from training.contract import LoraSettings
 from training.export import seal, write_weights
@@ -53,4 +54,18 @@ def save_bundle(
         dtype="float32",
         seed=seed,
         parent=None,
+    )
+
+
+def reseal(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Put other weights into a sealed two-label bundle and seal it again."""
+    manifest = read_manifest(folder)
+    save_file(weights, folder / "adapter_model.safetensors")
+    seal_bundle(
+        folder,
+        task=classifier(2),
+        head=manifest.head,
+        backbone=manifest.backbone,
+        metrics={},
+        lineage=manifest.lineage,
     )

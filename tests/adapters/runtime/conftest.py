@@ -1,0 +1,31 @@
+"""An engine on the tiny decoder, with bundles of different task, rank, width and modules."""
+
+import pytest
+
+from adapters.backbone import load_backbone
+from adapters.runtime.engine import Engine
+from tests.bundles import answerer, classifier, save_bundle, summarizer
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, decoder_spec):
+    """Bundles of different task, rank, width and modules, by name."""
+    root = tmp_path_factory.mktemp("bundles")
+    backbone = load_backbone(decoder_spec, "float32")
+    made = {
+        "two": (classifier(2), {"rank": 4}),
+        "many": (classifier(77), {"rank": 8, "target_modules": ["q_proj", "v_proj"]}),
+        "spans": (answerer(), {"rank": 16, "last_layers": 1}),
+        "summary": (summarizer(), {"rank": 3}),
+        "other": (classifier(2), {"rank": 4}),
+    }
+    for seed, (name, (task, lora)) in enumerate(made.items()):
+        save_bundle(root / name, decoder_spec, task, seed=seed, backbone=backbone, **lora)
+    return root
+
+
+@pytest.fixture
+def engine(decoder_spec, bundles):
+    engine = Engine(load_backbone(decoder_spec, "float32"), lambda name: bundles / name)
+    yield engine
+    engine.close()

@@ -1,4 +1,4 @@
-"""Read and write safetensors files without torch, so that the API can check a bundle it was sent."""
+"""Read safetensors files without torch, so that the API can check a bundle it was sent."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ HeadstockError
 │   └── BackboneMismatch      a bundle was made for another backbone
 ├── UnsupportedBackbone       a model that Headstock can't run yet
 ├── PredictionFailed          a row that ran and gave no usable numbers
+├── DeadlineExceeded          a row that was not finished in the time it had
 ├── TooLarge                  more bytes than are taken
 ├── RunFailed                 a training run that could not go on, such as one that diverged
 ├── RunPaused                 a training run that was stopped, with a checkpoint where there is one
@@ -87,6 +88,10 @@ class RunFailed(HeadstockError):
 
 class RunPaused(HeadstockError):
     code = "run_paused"
+
+
+class DeadlineExceeded(HeadstockError):
+    code = "deadline_exceeded"
 
 
 class TooLarge(HeadstockError):

@@ -26,6 +26,7 @@ STATUS = {
     "overloaded": 429,
     "prediction_failed": 500,
     "unavailable": 503,
+    "deadline_exceeded": 504,
 }
 
 

@@ -40,12 +40,15 @@ class TaskParameters(Strict):
     )
 
 
+Pooling = Literal["first", "last", "mean"]
+
+
 class HeadSpec(Strict):
     """How to build a head: ``sequence`` gives one vector a row, ``token`` one a token."""
 
     kind: Literal["sequence", "token"]
     outputs: int = Field(ge=1)
-    pooling: Literal["first", "last", "mean"] = "last"
+    pooling: Pooling = "last"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +79,55 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all tokens.
+
+    A row's draws depend on its own ``seed`` and position only, never on the rest of the batch.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
-    """How to generate: greedy, up to ``max_new_tokens``, ending at one of ``end_ids``."""
+    """How to generate: up to ``max_new_tokens``, ending at one of ``end_ids`` or of the ``stop`` strings.
+
+    ``num_logprobs``: how many of the likeliest tokens to report beside each chosen one; None reports nothing.
+    ``stream``: hand tokens over as they are made, not only at the end.
+    """
 
     max_new_tokens: int
     end_ids: tuple[int, ...]
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    num_logprobs: int | None = None
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural log-probability of a generated token, and of the likeliest ones as (token id, log-probability)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RowOutput:
-    """What the engine gives back for a row: fp32 logits of the head, or generated token ids."""
+    """What the engine gives back for a row: fp32 logits of the head, generated token ids, or an embedding.
+
+    With a stop string, ``token_ids`` hold it; the task cuts the text.
+    """
 
     logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
     token_ids: tuple[int, ...] = ()
     finish_reason: Literal["stop", "length"] | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    embedding: np.ndarray[Any, np.dtype[np.float32]] | None = None
 
 
 RequestT = TypeVar("RequestT", bound=BaseModel)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from adapters.runtime.linears import LinearGroup
     from adapters.runtime.pack import Pack
 
 Family = Literal["decoder", "encoder"]
@@ -108,6 +109,8 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
     import torch
     from transformers import AutoConfig
 
+    from adapters.runtime.linears import input_size, output_size
+
     config = AutoConfig.from_pretrained(folder)
     family = _family(config, name or folder.name)
     with torch.device("meta"):
@@ -122,7 +125,7 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
         hidden_size=config.hidden_size,
         max_tokens=config.max_position_embeddings,
         modules={
-            path: (module.in_features, module.out_features)
+            path: (input_size(module), output_size(module))
             for path, module in adaptable_modules(model).items()
         },
     )
@@ -147,11 +150,12 @@ def _model_class(family: Family) -> Any:
 def adaptable_modules(model: nn.Module) -> dict[str, Any]:
     """Return the linear layers that adapters may target, by path: all but the language head and the pooler."""
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not set(path.split(".")) & set(_NOT_ADAPTABLE)
+        if isinstance(module, nn.Linear | Conv1D) and not set(path.split(".")) & set(_NOT_ADAPTABLE)
     }
 
 
@@ -181,6 +185,7 @@ class Backbone:
 
     Attributes:
         model: the canonical form, in eval mode; its linear layers are what adapters target.
+        groups: its linear layers, fused for serving; empty for a backbone that is as the library made it.
     """
 
     def __init__(self, spec: BackboneSpec, model: nn.Module) -> None:
@@ -190,6 +195,8 @@ class Backbone:
         first = next(model.parameters())
         self.dtype: torch.dtype = first.dtype
         self.device: torch.device = first.device
+        self.groups: list[LinearGroup] = []
+        self._language_head: Any = getattr(model, "lm_head", None)
 
     @property
     def config(self) -> Any:
@@ -206,16 +213,30 @@ class Backbone:
 
     def next_token_logits(self, hidden_ND: Tensor) -> Tensor:
         """Return fp32 logits ``[N, vocabulary]`` of the backbone's own language head."""
-        logits: Tensor = self.model.lm_head(hidden_ND)  # type: ignore[operator]
+        logits: Tensor = self._language_head(hidden_ND)
         return logits.float()
+
+    def fuse(self) -> None:
+        """Compute linear layers that read the same input in one product; for serving only, for there is no way back."""
+        from adapters.runtime.linears import FusedLinear, wrap_linears
+
+        self.groups = wrap_linears(self.model, adaptable_modules(self.model), fuse=True)
+        if self._language_head is not None:
+            self._language_head = FusedLinear([self._language_head])
 
 
 def load_backbone(
-    spec: BackboneSpec, dtype: DtypeName, *, home: Path | None = None, device: str = "cpu"
+    spec: BackboneSpec,
+    dtype: DtypeName,
+    *,
+    home: Path | None = None,
+    device: str = "cpu",
+    fuse: bool = False,
 ) -> Backbone:
     """Load a backbone's weights, frozen, for packed attention.
 
     Args:
+        fuse: see `Backbone.fuse`.
         home: where the choice for dtype ``auto`` is kept; needed for that only.
     """
     import torch
@@ -228,4 +249,7 @@ def load_backbone(
         spec.folder, dtype=chosen, attn_implementation=PACKED, **extra
     )
     model.requires_grad_(False)
-    return Backbone(spec, model.to(device).eval())
+    backbone = Backbone(spec, model.to(device).eval())
+    if fuse:
+        backbone.fuse()
+    return backbone

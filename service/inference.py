@@ -29,7 +29,8 @@ from adapters.backbone import BackboneSpec, load_backbone
 from adapters.bundle import read_manifest
 from adapters.errors import HeadstockError, InvalidBundle, Overloaded, PredictionFailed
 from adapters.registry.blobs import BlobStore
-from adapters.runtime.engine import Engine, EngineLimits
+from adapters.runtime.engine import Engine
+from adapters.runtime.limits import EngineLimits
 from adapters.runtime.rows import Row, RowResult
 from service.settings import Settings
 
@@ -154,7 +155,7 @@ class EngineApi(ls.LitAPI):
         if settings.threads:
             torch.set_num_threads(settings.threads)
         backbone = load_backbone(
-            self._backbone, settings.dtype, home=settings.home, device=settings.device
+            self._backbone, settings.dtype, home=settings.home, device=settings.device, fuse=True
         )
         blobs = BlobStore(settings.resolved_blob_url(), settings.bundle_cache())
         limits = EngineLimits(

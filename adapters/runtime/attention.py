@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from adapters.runtime.cache import CacheView
 from adapters.runtime.pack import Group, Pack
 
 PACKED = "headstock_packed"
@@ -40,24 +41,50 @@ def packed_attention(
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         pack.cache.write(layer, key, value)
         if pack.num_decoding:
-            parts.append(_attend_to_past(query[:, : pack.num_decoding], pack, layer, scaling))
+            parts.append(_attend_to_past(query[:, : pack.num_decoding], pack.cache, layer, scaling))
+        for (start, stop), cells in zip(pack.continued, pack.cache.continued, strict=True):
+            parts.append(_attend_continued(query[:, start:stop], pack.cache, cells, layer, scaling))
     causal = bool(getattr(module, "is_causal", True))
     for group in pack.groups:
         parts.append(_attend_group(query, key, value, group, causal, scaling, dropout))
-    return torch.cat(parts)[None], None
+    out_THD = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out_THD[None], None
 
 
-def _attend_to_past(query_HBD: Tensor, pack: Pack, layer: int, scaling: float | None) -> Tensor:
-    assert pack.cache is not None
-    key_BKLD, value_BKLD = pack.cache.read(layer)
-    query_BHD = query_HBD.transpose(0, 1)
+def _attend_to_past(
+    query_HBD: Tensor, view: CacheView, layer: int, scaling: float | None
+) -> Tensor:
+    query_BHD, reads, cache = query_HBD.transpose(0, 1), view.reads, view.cache
     num_rows, num_heads, size = query_BHD.shape
+    if reads.blocks_BN is not None and reads.lengths_B is not None and cache.kernels is not None:
+        scale = size**-0.5 if scaling is None else scaling
+        keys, values = cache.keys[layer], cache.values[layer]
+        return cache.kernels.attend(
+            query_BHD, keys, values, reads.blocks_BN, reads.lengths_B, scale
+        )
+    assert reads.cells_BL is not None
+    key_BKLD, value_BKLD = (x.transpose(1, 2) for x in view.read(layer, reads.cells_BL))
     # One query a row: the heads that share a key-value head become its queries, and nothing is repeated.
     grouped = query_BHD.reshape(num_rows, key_BKLD.shape[1], -1, size)
     out = scaled_dot_product_attention(
-        grouped, key_BKLD, value_BKLD, attn_mask=pack.cache.mask_B11L, scale=scaling
+        grouped, key_BKLD, value_BKLD, attn_mask=reads.mask_B11L, scale=scaling
     )
     return out.reshape(num_rows, num_heads, size)
+
+
+def _attend_continued(
+    query_HND: Tensor, view: CacheView, cells_L: Tensor, layer: int, scaling: float | None
+) -> Tensor:
+    """Attend one row's N new tokens to all L of its tokens up to themselves."""
+    key_KLD, value_KLD = (x.transpose(0, 1) for x in view.read(layer, cells_L))
+    num_new, length = query_HND.shape[1], len(cells_L)
+    position_N1 = torch.arange(length - num_new, length, device=cells_L.device)[:, None]
+    mask_NL = torch.arange(length, device=cells_L.device) <= position_N1
+    out_HND = scaled_dot_product_attention(
+        query_HND[None], key_KLD[None], value_KLD[None],
+        attn_mask=mask_NL, scale=scaling, enable_gqa=query_HND.shape[0] != key_KLD.shape[0],
+    )[0]  # fmt: skip
+    return out_HND.transpose(0, 1)
 
 
 def _attend_group(

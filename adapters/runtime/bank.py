@@ -1,85 +1,82 @@
-"""The bank: low-rank weights and heads of all resident adapters, stacked so that one pass serves any mix.
+"""The bank: the adapters that the device holds now, by digest, and which of them each token of a pass uses.
 
-Shape letters: I input features, O output features, R padded rank, C places in a pool.
+Three tiers: slots on the device (here), host memory (`HostTier`), disk (the blob store, behind the engine's ``fetch``).
+On a CPU the first two share their tensors, so moving between them costs nothing.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.backbone import Backbone, adaptable_modules
-from adapters.bundle import Bundle
 from adapters.errors import InvalidBundle
-from adapters.lora import LoraModule
-from adapters.runtime.layers import LoraLinear, Route, Stack
-from adapters.tasks.heads import Head, build_head
-from adapters.tensors import RawTensor
-
-GROWTH = 4  # places that a full pool grows by
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-Signature = tuple[tuple[str, ...], int]
-
-
-@dataclass(slots=True)
-class Pool:
-    """Adapters of one shape: the same modules and padded rank, so one index finds all their weights."""
-
-    number: int
-    modules: tuple[str, ...]
-    rank: int
-    place_bytes: int
-    capacity: int = 0
-    free: list[int] = field(default_factory=list)
+from adapters.runtime.kernels import Kernels
+from adapters.runtime.linears import unwrap_linears, wrap_linears
+from adapters.runtime.route import KernelRoute, Route, Routes, Span, TorchRoute
+from adapters.runtime.weights import AdapterWeights
 
 
 @dataclass(slots=True)
 class Resident:
-    """An adapter in the bank. While ``users`` rows run on it, it stays in."""
+    """An adapter in the bank. While ``users`` rows run on it, or it is pinned, it stays in.
 
-    task: str
-    pool: Pool
-    place: int
-    head: Head | None
+    ``table`` holds int64 ``[sites, modules, 3]``: address of A, address of B, rank.
+    """
+
+    weights: AdapterWeights
+    table: Tensor
     users: int = 0
+    is_pinned: bool = False
 
     @property
-    def head_bytes(self) -> int:
-        return 0 if self.head is None else sum(p.nbytes for p in self.head.parameters())
+    def is_held(self) -> bool:
+        return self.users > 0 or self.is_pinned
 
 
 class Bank:
-    """Holds adapters by digest, within a bound of bytes; the least recently used one makes room.
+    """Holds adapters by digest, within bounds of bytes and of slots; the least recently used one makes room.
 
-    Every adaptable layer of the backbone is wrapped once, here. Rows without an adapter have no route,
+    Every adaptable layer of the backbone is wrapped once, here. Tokens without an adapter are left alone,
     so they get the backbone's own output, exact.
 
     Args:
-        size_bytes: bound of all stacked weights and heads.
+        size_bytes: bound of all weights and heads.
+        num_slots: bound of adapters; None for no bound but that of bytes.
+        kernels: compiled kernels; None computes with torch alone.
     """
 
-    def __init__(self, backbone: Backbone, size_bytes: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        size_bytes: int,
+        num_slots: int | None = None,
+        kernels: Kernels | None = None,
+    ) -> None:
         self._backbone = backbone
         self._size_bytes = size_bytes
-        self._routes: dict[int, Route] = {}
-        self._layers = _wrap_layers(backbone, self._routes)
-        self._pools: dict[Signature, Pool] = {}
-        self._num_pools_made = 0
+        self._num_slots = num_slots
+        self._kernels = kernels
+        self._groups = backbone.groups or wrap_linears(
+            backbone.model, adaptable_modules(backbone.model), fuse=False
+        )
+        self._routes = Routes()
+        for group in self._groups:
+            group.routes = self._routes
         self._residents: OrderedDict[str, Resident] = OrderedDict()
+        self._last_route: tuple[Any, Route | None] = (None, None)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._residents
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of all stacked weights, free places included, and of the heads."""
-        stacks = sum(pool.capacity * pool.place_bytes for pool in self._pools.values())
-        return stacks + sum(resident.head_bytes for resident in self._residents.values())
+        return sum(resident.weights.size_bytes for resident in self._residents.values())
 
     @property
     def digests(self) -> list[str]:
@@ -88,27 +85,28 @@ class Bank:
 
     def close(self) -> None:
         """Give the backbone its own layers back."""
-        for path, layer in self._layers.items():
-            _replace(self._backbone.model, path, layer.base)
+        unwrap_linears(self._backbone.model, self._groups)
 
-    def acquire(self, digest: str) -> Resident:
-        """Return a resident adapter and keep it in until `release`."""
-        resident = self._residents[digest]
+    def acquire(self, digest: str) -> None:
+        """Keep a resident adapter in until `release`."""
         self._residents.move_to_end(digest)
-        resident.users += 1
-        return resident
+        self._residents[digest].users += 1
 
     def release(self, digest: str) -> None:
         resident = self._residents[digest]
         assert resident.users > 0, f"'{digest}' was released more often than acquired"
         resident.users -= 1
 
+    def pin(self, digest: str, *, pinned: bool) -> None:
+        """Keep a resident adapter in although nobody uses it, or no longer."""
+        self._residents[digest].is_pinned = pinned
+
     def task_of(self, digest: str) -> str:
-        return self._residents[digest].task
+        return self._residents[digest].weights.task
 
     def apply_head(self, digest: str, spans_TD: Sequence[Tensor]) -> list[Tensor] | None:
         """Return each row's fp32 logits from its hidden states: ``[O]`` or ``[T, O]``; None without a head."""
-        head = self._residents[digest].head
+        head = self._residents[digest].weights.head
         if head is None:
             return None
         lengths = torch.tensor([0] + [len(span) for span in spans_TD], device=spans_TD[0].device)
@@ -118,186 +116,105 @@ class Bank:
             return list(logits)
         return list(logits.split(lengths[1:].tolist()))
 
-    def check_size(self, bundle: Bundle) -> None:
+    def check_size(self, size_bytes: int) -> None:
         """Raise `InvalidBundle` if an adapter would not fit even alone."""
-        size = self._bytes_of(bundle)
-        if size > self._size_bytes:
+        if size_bytes > self._size_bytes:
             raise InvalidBundle(
-                f"The adapter takes '{size}' bytes; the bank has {self._size_bytes}. Lower its rank, or "
+                f"The adapter takes '{size_bytes}' bytes; the bank has {self._size_bytes}. Lower its rank, or "
                 "raise HEADSTOCK_BANK_BYTES."
             )
 
-    def can_install(self, bundle: Bundle) -> bool:
-        """Tell whether there is room, or would be once adapters that nobody uses are gone."""
-        return self._lacking(bundle) <= 0
+    def can_install(self, size_bytes: int) -> bool:
+        """Tell whether there is room, or would be once adapters that nobody holds are gone."""
+        held = [r.weights.size_bytes for r in self._residents.values() if r.is_held]
+        return self._fits(sum(held) + size_bytes, len(held) + 1)
 
-    def must_end(self, bundle: Bundle) -> list[str]:
+    def must_end(self, size_bytes: int) -> list[str]:
         """Return the adapters in use that would have to fall out of use to make room, least recently used first."""
-        lacking, ending = self._lacking(bundle), []
-        for digest, resident in self._residents.items():
-            if lacking > 0 and resident.users:
+        held = OrderedDict((d, r) for d, r in self._residents.items() if r.is_held)
+        total = sum(r.weights.size_bytes for r in held.values())
+        ending: list[str] = []
+        for digest, resident in held.items():
+            if self._fits(total + size_bytes, len(held) - len(ending) + 1):
+                break
+            if resident.users and not resident.is_pinned:
                 ending.append(digest)
-                lacking -= resident.pool.place_bytes + resident.head_bytes
+                total -= resident.weights.size_bytes
         return ending
 
-    def _lacking(self, bundle: Bundle) -> int:
-        """Return how many bytes are too few for an adapter beside those in use."""
-        in_use = (r.pool.place_bytes + r.head_bytes for r in self._residents.values() if r.users)
-        return self._bytes_of(bundle) + sum(in_use) - self._size_bytes
-
-    def _bytes_of(self, bundle: Bundle) -> int:
-        return self._place_bytes(bundle.modules) + _head_bytes(bundle)
-
-    def install(self, digest: str, bundle: Bundle) -> None:
-        """Copy an adapter's weights into a free place, making room if need be; ask `can_install` first."""
+    def install(self, digest: str, weights: AdapterWeights) -> None:
+        """Take an adapter in, making room if need be; ask `can_install` first."""
         assert digest not in self._residents, f"'{digest}' is in the bank already"
-        assert self.can_install(bundle)
-        head = self._head_of(bundle)
-        pool = self._pool_with_room(bundle)
-        place = pool.free[-1]
-        for name, module in bundle.modules.items():
-            self._write(self._layers[name].stacks[pool.number], place, module)
-        pool.free.pop()
-        self._residents[digest] = Resident(bundle.manifest.task, pool, place, head)
+        assert self.can_install(weights.size_bytes)
+        while not self._fits(self.used_bytes + weights.size_bytes, len(self._residents) + 1):
+            self.evict(next(d for d, r in self._residents.items() if not r.is_held))
+        weights = weights.to(self._backbone.device)
+        self._residents[digest] = Resident(weights, self._table_of(weights))
 
     def evict(self, digest: str) -> None:
-        """Forget an adapter; its place goes to the next one of its shape."""
+        """Forget an adapter."""
         resident = self._residents.pop(digest)
         assert not resident.users, f"'{digest}' is in use"
-        resident.pool.free.append(resident.place)
+        self._last_route = (None, None)  # it may hold addresses of what is now gone
+        self._routes.main = self._routes.source = None
 
-    def route(self, digests: Sequence[str | None], bounds: Tensor) -> None:
-        """Tell the layers which adapter each row of the next pass uses.
+    def route(self, digests: Sequence[str | None], spans: Sequence[Span]) -> None:
+        """Tell the layers which adapter each token of the next pass uses.
 
         Args:
             digests: one per row; None for the bare backbone.
-            bounds: the rows' token borders, int64, one more than rows.
+            spans: the rows' first token and the one after their last, in ascending order.
         """
-        self._routes.clear()
-        places: dict[int, list[int]] = {}
-        for row, digest in enumerate(digests):
-            if digest is not None:
-                resident = self._residents[digest]
-                of_pool = places.setdefault(resident.pool.number, [-1] * len(digests))
-                of_pool[row] = resident.place
-        for number, row_places in places.items():
-            self._routes[number] = _route(torch.tensor(row_places, device=bounds.device), bounds)
+        key = (tuple(digests), tuple(spans))
+        if self._last_route[0] != key:
+            self._last_route = key, self.route_for(digests, spans)
+        self._routes.main = self._last_route[1]
+        self._routes.source = None
 
-    def _place_bytes(self, modules: Mapping[str, LoraModule]) -> int:
-        rank = padded_rank(modules)
-        sizes = sum(sum(self._backbone.spec.modules[name]) for name in modules)
-        return rank * sizes * self._backbone.dtype.itemsize
+    def route_source(self, digests: Sequence[str | None], spans: Sequence[Span]) -> None:
+        """Tell the layers of an encoder-decoder which adapter each of the encoder's tokens uses in the next pass."""
+        self._routes.source = self.route_for(digests, spans)
 
-    def _pool_with_room(self, bundle: Bundle) -> Pool:
-        """Return the pool for an adapter's shape, with a free place and the bound kept."""
-        signature = (tuple(sorted(bundle.modules)), padded_rank(bundle.modules))
-        if signature not in self._pools:
-            self._num_pools_made += 1
-            self._pools[signature] = Pool(
-                self._num_pools_made, *signature, place_bytes=self._place_bytes(bundle.modules)
-            )
-        pool = self._pools[signature]
-        while self._room_after(pool, bundle) < 0:
-            # Its own pool keeps one free place, for this adapter; all others give theirs back.
-            spare = {id(p): len(p.free) - (p is pool) for p in self._pools.values()}
-            shrink = next((p for p in self._pools.values() if spare[id(p)] > 0), None)
-            if shrink is not None:
-                self._resize(shrink, shrink.capacity - spare[id(shrink)])
-            else:
-                self.evict(next(d for d, r in self._residents.items() if not r.users))
-        if not pool.free:
-            # The place it needs is in the count already; what else fits spares later copies.
-            more = self._room_after(pool, bundle) // pool.place_bytes
-            self._resize(pool, pool.capacity + min(GROWTH, 1 + more))
-        return pool
-
-    def _room_after(self, pool: Pool, bundle: Bundle) -> int:
-        """Return how many bytes of the bound would be left with one more adapter in a pool."""
-        need = _head_bytes(bundle) + (0 if pool.free else pool.place_bytes)
-        return self._size_bytes - self.used_bytes - need
-
-    def _resize(self, pool: Pool, capacity: int) -> None:
-        """Give a pool so many places; when it shrinks, residents move together and free places go."""
-        residents = [r for r in self._residents.values() if r.pool is pool]
-        kept = (
-            list(range(pool.capacity)) if capacity > pool.capacity else [r.place for r in residents]
-        )
-        for name in pool.modules:
-            self._layers[name].stacks[pool.number] = self._moved(name, pool, kept, capacity)
-        if capacity < pool.capacity:
-            for place, resident in enumerate(residents):
-                resident.place = place
-        pool.free = list(range(capacity - 1, len(kept) - 1, -1)) + (
-            pool.free if capacity > pool.capacity else []
-        )
-        pool.capacity = capacity
-        if not capacity:
-            self._forget(pool)
-
-    def _moved(self, name: str, pool: Pool, kept: list[int], capacity: int) -> Stack:
-        """Return a module's stack of a new size, with the kept places' weights first."""
-        inputs, outputs = self._backbone.spec.modules[name]
-        dtype, device = self._backbone.dtype, self._backbone.device
-        a = torch.zeros(capacity, pool.rank, inputs, dtype=dtype, device=device)
-        b = torch.zeros(capacity, pool.rank, outputs, dtype=dtype, device=device)
-        old = self._layers[name].stacks.get(pool.number)
-        if old is not None and kept:
-            a[: len(kept)], b[: len(kept)] = old.a_CRI[kept], old.b_CRO[kept]
-        return Stack(a, b)
-
-    def _forget(self, pool: Pool) -> None:
-        for name in pool.modules:
-            del self._layers[name].stacks[pool.number]
-        self._pools = {k: p for k, p in self._pools.items() if p is not pool}
-
-    def _write(self, stack: Stack, place: int, module: LoraModule) -> None:
-        a_RI, b_OR = to_torch(module.a), to_torch(module.b).float() * module.scale
-        # Zeroed first: the place may hold a former adapter of higher rank.
-        stack.a_CRI[place].zero_()[: module.rank].copy_(a_RI)
-        stack.b_CRO[place].zero_()[: module.rank].copy_(b_OR.T)
-
-    def _head_of(self, bundle: Bundle) -> Head | None:
-        if bundle.manifest.head is None:
+    def route_for(self, digests: Sequence[str | None], spans: Sequence[Span]) -> Route | None:
+        present = list(dict.fromkeys(d for d in digests if d is not None))
+        if not present:
             return None
-        head = build_head(bundle.manifest.head, self._backbone.spec.hidden_size)
-        head.load_state_dict({name: to_torch(raw) for name, raw in bundle.head.items()})
-        return head.requires_grad_(False).to(self._backbone.device)
+        number = {digest: i for i, digest in enumerate(present)}
+        merged = _merge(digests, spans)
+        residents = [self._residents[digest] for digest in present]
+        if self._kernels is not None:
+            table = torch.stack([resident.table for resident in residents])
+            owned = [(span, number[d]) for d, span in merged if d is not None]
+            return KernelRoute(self._kernels, [s for s, _ in owned], [o for _, o in owned], table)
+        owner_T = torch.full((spans[-1][1],), -1)
+        for digest, (start, stop) in merged:
+            if digest is not None:
+                owner_T[start:stop] = number[digest]
+        owner_T = owner_T.to(self._backbone.device)
+        return TorchRoute(owner_T, [resident.weights.modules for resident in residents])
+
+    def _fits(self, size_bytes: int, num_adapters: int) -> bool:
+        within_slots = self._num_slots is None or num_adapters <= self._num_slots
+        return size_bytes <= self._size_bytes and within_slots
+
+    def _table_of(self, weights: AdapterWeights) -> Tensor:
+        most = max(len(group.site.names) for group in self._groups)
+        rows = []
+        for group in self._groups:
+            pairs = [weights.modules.get(name) for name in group.site.names]
+            cells = [
+                (p[0].data_ptr(), p[1].data_ptr(), p[0].shape[0]) if p else (0, 0, 0) for p in pairs
+            ]
+            rows.append(cells + [(0, 0, 0)] * (most - len(cells)))
+        return torch.tensor(rows, dtype=torch.int64)
 
 
-def _wrap_layers(backbone: Backbone, routes: dict[int, Route]) -> dict[str, LoraLinear]:
-    layers = {}
-    for path, module in adaptable_modules(backbone.model).items():
-        layers[path] = LoraLinear(module, routes)
-        _replace(backbone.model, path, layers[path])
-    return layers
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
-
-
-def _route(place_B: Tensor, bounds: Tensor) -> Route:
-    place_T = torch.repeat_interleave(place_B, bounds.diff())
-    places_U = place_B[place_B >= 0].unique()
-    tokens = None
-    if bool((place_T < 0).any()):
-        tokens = (place_T >= 0).nonzero().flatten()
-        place_T = place_T[tokens]
-    owner = place_T[:, None, None] == places_U[None, :, None] if len(places_U) > 1 else None
-    return Route(places_U, tokens, owner)
-
-
-def padded_rank(modules: Mapping[str, LoraModule]) -> int:
-    """Return the rank that a pool keeps an adapter at: its largest, up to the next power of two, at least 4."""
-    largest = max(module.rank for module in modules.values())
-    return max(4, 1 << (largest - 1).bit_length())
-
-
-def _head_bytes(bundle: Bundle) -> int:
-    return sum(4 * math.prod(raw.shape) for raw in bundle.head.values())  # heads are kept in fp32
-
-
-def to_torch(raw: RawTensor) -> Tensor:
-    """Return a raw tensor as a torch tensor of its own dtype."""
-    return torch.frombuffer(bytearray(raw.data), dtype=_DTYPES[raw.dtype]).reshape(raw.shape)
+def _merge(digests: Sequence[str | None], spans: Sequence[Span]) -> list[tuple[str | None, Span]]:
+    """Join neighbouring rows of one adapter, so that they share its reads."""
+    merged: list[tuple[str | None, Span]] = []
+    for digest, (start, stop) in zip(digests, spans, strict=True):
+        if merged and merged[-1][0] == digest and merged[-1][1][1] == start:
+            merged[-1] = (digest, (merged[-1][1][0], stop))
+        else:
+            merged.append((digest, (start, stop)))
+    return merged

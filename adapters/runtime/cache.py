@@ -1,6 +1,7 @@
 """Keys and values of running rows, in fixed blocks of one byte-bounded pool.
 
-Shape letters: C cells (one token's keys or values each), K key-value heads, D head size, B rows, L longest row.
+Shape letters: C cells (one token's keys or values each), K key-value heads, D head size, B rows, L longest row,
+N blocks of the longest row.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from adapters.runtime.kernels import Kernels
 
-BLOCK = 16  # cells handed out at a time
+BLOCK = 16  # cells handed out at a time; kernels.c has the same number
 
 
 class KeyValueCache:
     """A pool of blocks per layer. A row reserves every block it can ever need, so it never runs dry midway.
 
+    Blocks are counted, for rows that begin alike may share them (see `prefix.py`): a block is free once nobody
+    holds it.
+
     Args:
         size_bytes: bound of all layers together; memory is touched only where rows write.
+        kernels: compiled kernels, for decoding rows; None uses torch alone.
     """
 
     def __init__(
@@ -31,33 +37,46 @@ class KeyValueCache:
         size_bytes: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        kernels: Kernels | None = None,
     ) -> None:
-        cell_bytes = 2 * num_layers * num_heads * head_size * dtype.itemsize
-        self.num_blocks = max(1, size_bytes // (cell_bytes * BLOCK))
+        self.block_bytes = 2 * num_layers * num_heads * head_size * dtype.itemsize * BLOCK
+        self.num_blocks = max(1, size_bytes // self.block_bytes)
         shape = (num_layers, self.num_blocks * BLOCK, num_heads, head_size)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.kernels = kernels
         self._free = list(range(self.num_blocks - 1, -1, -1))
+        self._holders = [0] * self.num_blocks
 
     @property
     def num_free_blocks(self) -> int:
         return len(self._free)
 
-    def can_reserve(self, num_tokens: int) -> bool:
-        return blocks_for(num_tokens) <= len(self._free)
+    def reserve(self, num_blocks: int) -> list[int]:
+        """Take blocks and return them; the caller gives them to `release`."""
+        assert num_blocks <= len(self._free), "look at num_free_blocks first"
+        blocks = [self._free.pop() for _ in range(num_blocks)]
+        self.share(blocks)
+        return blocks
 
-    def reserve(self, num_tokens: int) -> list[int]:
-        """Take enough blocks for ``num_tokens`` and return them; the caller gives them to `release`."""
-        assert self.can_reserve(num_tokens), "ask can_reserve first"
-        return [self._free.pop() for _ in range(blocks_for(num_tokens))]
+    def share(self, blocks: list[int]) -> None:
+        """Hold blocks once more."""
+        for block in blocks:
+            self._holders[block] += 1
 
     def release(self, blocks: list[int]) -> None:
-        self._free.extend(blocks)
+        for block in blocks:
+            assert self._holders[block] > 0, f"block {block} was released more often than held"
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                self._free.append(block)
 
 
-def build_cache(backbone: Backbone, size_bytes: int) -> KeyValueCache | None:
+def build_cache(
+    backbone: Backbone, size_bytes: int, kernels: Kernels | None = None
+) -> KeyValueCache | None:
     """Return a cache for a backbone's layers; None for an encoder, which has no past."""
-    if backbone.spec.family == "encoder":
+    if backbone.spec.family != "decoder":
         return None
     config = backbone.config
     head_size = (
@@ -65,11 +84,12 @@ def build_cache(backbone: Backbone, size_bytes: int) -> KeyValueCache | None:
     )
     return KeyValueCache(
         config.num_hidden_layers,
-        getattr(config, "num_key_value_heads", config.num_attention_heads),
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_size,
         size_bytes=size_bytes,
         dtype=backbone.dtype,
         device=backbone.device,
+        kernels=kernels,
     )
 
 
@@ -85,40 +105,60 @@ class Extent:
     num_cached: int
     num_new: int
 
+    @property
+    def num_tokens(self) -> int:
+        return self.num_cached + self.num_new
 
-def cells_of(extent: Extent) -> Tensor:
-    """Return the cells, int64, that a row's new tokens go to."""
-    token = torch.arange(extent.num_cached, extent.num_cached + extent.num_new)
+
+def cells_of(extent: Extent, start: int | None = None) -> Tensor:
+    """Return the cells, int64, of a row's tokens from ``start`` on (None: of its new tokens)."""
+    token = torch.arange(extent.num_cached if start is None else start, extent.num_tokens)
     return torch.tensor(extent.blocks, dtype=torch.long)[token // BLOCK] * BLOCK + token % BLOCK
 
 
 @dataclass(frozen=True, slots=True)
-class CacheView:
-    """What one pass writes to the cache and what its decoding rows read from it.
+class Reads:
+    """The past of the decoding rows of a pass, their own new token included.
 
-    ``write_tokens`` of the pack go to ``write_cells``. ``read_BL`` are the cells of each decoding row,
-    its own new token included, and ``mask_B11L`` tells which of them are real.
+    ``blocks_BN`` and ``lengths_B`` are int32 and serve the kernel; ``cells_BL`` and ``mask_B11L`` (which cells are
+    real) serve torch. One pair is None.
+    """
+
+    blocks_BN: Tensor | None = None
+    lengths_B: Tensor | None = None
+    cells_BL: Tensor | None = None
+    mask_B11L: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """What one pass writes to the cache and reads from it.
+
+    ``write_tokens`` of the pack (None: all) go to ``write_cells``. ``reads`` is for decoding rows, ``continued`` holds
+    all cells of each row that goes on with several tokens.
     """
 
     cache: KeyValueCache
-    write_tokens: Tensor
+    write_tokens: Tensor | None
     write_cells: Tensor
-    read_BL: Tensor | None
-    mask_B11L: Tensor | None
+    reads: Reads
+    continued: tuple[Tensor, ...] = ()
 
     def write(self, layer: int, key_KTD: Tensor, value_KTD: Tensor) -> None:
-        self.cache.keys[layer][self.write_cells] = key_KTD.transpose(0, 1)[self.write_tokens]
-        self.cache.values[layer][self.write_cells] = value_KTD.transpose(0, 1)[self.write_tokens]
+        for store, new_KTD in ((self.cache.keys, key_KTD), (self.cache.values, value_KTD)):
+            new_TKD = new_KTD.transpose(0, 1)
+            if self.write_tokens is not None:
+                new_TKD = new_TKD[self.write_tokens]
+            store[layer].index_copy_(0, self.write_cells, new_TKD)
 
-    def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return the decoding rows' keys and values, each ``[B, K, L, D]``."""
-        assert self.read_BL is not None
-        key_BLKD = self.cache.keys[layer][self.read_BL]
-        value_BLKD = self.cache.values[layer][self.read_BL]
-        return key_BLKD.transpose(1, 2), value_BLKD.transpose(1, 2)
+    def read(self, layer: int, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of cells, each ``[*cells, K, D]``."""
+        return self.cache.keys[layer][cells], self.cache.values[layer][cells]
 
 
-def view_cache(cache: KeyValueCache, extents: list[Extent], num_decoding: int) -> CacheView | None:
+def view_cache(
+    cache: KeyValueCache, extents: list[Extent], num_decoding: int, num_continuing: int = 0
+) -> CacheView | None:
     """Return what a pass writes and reads, rows in pack order, or None if no row keeps anything."""
     tokens, cells, start = [], [], 0
     for extent in extents:
@@ -129,25 +169,32 @@ def view_cache(cache: KeyValueCache, extents: list[Extent], num_decoding: int) -
     if not cells:
         return None
     device = cache.keys.device
-    read_BL, mask_B11L = _reads(extents[:num_decoding])
+    write_cells = torch.cat(cells).to(device)
+    continuing = extents[num_decoding : num_decoding + num_continuing]
     return CacheView(
         cache,
-        torch.cat(tokens).to(device),
-        torch.cat(cells).to(device),
-        None if read_BL is None else read_BL.to(device),
-        None if mask_B11L is None else mask_B11L.to(device),
+        None if len(write_cells) == start else torch.cat(tokens).to(device),
+        write_cells,
+        _reads(cache, extents[:num_decoding]),
+        tuple(cells_of(extent, 0).to(device) for extent in continuing),
     )
 
 
-def _reads(decoding: list[Extent]) -> tuple[Tensor | None, Tensor | None]:
+def _reads(cache: KeyValueCache, decoding: list[Extent]) -> Reads:
     if not decoding:
-        return None, None
-    lengths = torch.tensor([extent.num_cached + extent.num_new for extent in decoding])
-    longest = int(lengths.max())
-    width = blocks_for(longest)
-    table = torch.tensor([(e.blocks + [0] * width)[:width] for e in decoding], dtype=torch.long)
-    cells_BL = (table[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1)[:, :longest]
-    mask_BL = torch.arange(longest) < lengths[:, None]
+        return Reads()
+    lengths = [extent.num_tokens for extent in decoding]
+    width = blocks_for(max(lengths))
+    table = [(e.blocks + [0] * width)[:width] for e in decoding]
+    if cache.kernels is not None:
+        return Reads(
+            torch.tensor(table, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32)
+        )
+    blocks_BN = torch.tensor(table, dtype=torch.long)
+    cells_BL = (blocks_BN[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1)[:, : max(lengths)]
+    mask_BL = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     # Padding reads the row's own first cell: a masked key weighs zero, but zero times another row's NaN,
     # or times memory never written, is NaN.
-    return torch.where(mask_BL, cells_BL, cells_BL[:, :1]), mask_BL[:, None, None, :]
+    cells_BL = torch.where(mask_BL, cells_BL, cells_BL[:, :1])
+    device = cache.keys.device
+    return Reads(cells_BL=cells_BL.to(device), mask_B11L=mask_BL[:, None, None, :].to(device))

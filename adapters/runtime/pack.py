@@ -39,8 +39,9 @@ class Group:
 class Pack:
     """Everything attention must know about the rows of one pass.
 
-    Decoding rows come first, one token each; they read the past from ``cache``. Then come the rows
-    that start here, shortest first, in ``groups``. ``bounds`` are the rows' token borders.
+    Decoding rows come first, one token each; they read the past from ``cache``. Then rows that go on with several
+    tokens (the next part of a long prompt, or a prompt whose beginning is in the cache), their token borders in
+    ``continued``. Then the rows that start here, shortest first, in ``groups``. ``bounds`` are the borders of all.
     """
 
     bounds: Tensor
@@ -48,6 +49,7 @@ class Pack:
     groups: tuple[Group, ...]
     num_decoding: int = 0
     cache: CacheView | None = field(default=None)
+    continued: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -63,26 +65,31 @@ def pack_rows(
     past: Sequence[int] = (),
     cache: CacheView | None = None,
     device: torch.device | str = "cpu",
+    continuing: Sequence[tuple[int, int]] = (),
 ) -> Pack:
-    """Lay out one pass: a token for each of the ``past`` rows, then new rows of the given ``lengths``.
+    """Lay out one pass: a token for each of the ``past`` rows, ``continuing`` rows, then new rows.
 
     Args:
         lengths: tokens of each new row, in ascending order.
         past: tokens already in the cache, for each decoding row.
+        continuing: tokens already in the cache and new tokens, for each row that goes on with several.
     """
     assert list(lengths) == sorted(lengths), "new rows go shortest first, so that groups are slices"
-    num_decoding = len(past)
-    sizes = [1] * num_decoding + list(lengths)
+    sizes = [1] * len(past) + [new for _, new in continuing] + list(lengths)
     bounds = torch.zeros(len(sizes) + 1, dtype=torch.long)
     torch.cumsum(torch.tensor(sizes, dtype=torch.long), 0, out=bounds[1:])
+    borders = bounds.tolist()
     positions = [torch.tensor(past, dtype=torch.long)] if past else []
+    positions += [torch.arange(cached, cached + new) for cached, new in continuing]
     positions += [torch.arange(length) for length in lengths]
+    first_fresh = len(past) + len(continuing)
     return Pack(
         bounds=bounds.to(device),
         positions_T=torch.cat(positions).to(device),
-        groups=tuple(_groups(lengths, start=num_decoding, device=device)),
-        num_decoding=num_decoding,
+        groups=tuple(_groups(lengths, start=borders[first_fresh], device=device)),
+        num_decoding=len(past),
         cache=cache,
+        continued=tuple((borders[i], borders[i + 1]) for i in range(len(past), first_fresh)),
     )
 
 

@@ -24,8 +24,10 @@ def bundles(tmp_path_factory, decoder_spec):
     return root
 
 
-@pytest.fixture
-def engine(decoder_spec, bundles):
-    engine = Engine(load_backbone(decoder_spec, "float32"), lambda name: bundles / name)
+@pytest.fixture(params=["torch", "kernels", "fused"])
+def engine(request, decoder_spec, bundles):
+    """The engine on torch alone, with compiled kernels, and as a server runs it: linear layers fused as well."""
+    backbone = load_backbone(decoder_spec, "float32", fuse=request.param == "fused")
+    engine = Engine(backbone, lambda name: bundles / name, use_kernels=request.param != "torch")
     yield engine
     engine.close()

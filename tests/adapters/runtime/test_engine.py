@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from adapters.backbone import load_backbone
-from adapters.runtime.engine import Engine, EngineLimits
+from adapters.runtime.engine import Engine
+from adapters.runtime.limits import EngineLimits
 from adapters.runtime.rows import Row
 from tests.bundles import classifier, reseal, save_bundle
 from tests.rows import TEXTS, assert_same, rows_of
@@ -148,7 +149,16 @@ def test_rows_beyond_the_cache_wait_and_are_answered_the_same(
     assert tight.stats.steps > wide.stats.steps
 
 
-def test_what_lies_in_unused_cells_does_not_matter(engine, decoder_tokenizer):
+@pytest.mark.parametrize("use_kernels", [False, True])
+def test_what_lies_in_unused_cells_does_not_matter(
+    decoder_spec, bundles, decoder_tokenizer, use_kernels
+):
+    engine = Engine(
+        load_backbone(decoder_spec, "float32"),
+        lambda name: bundles / name,
+        EngineLimits(prefix_bytes=0),
+        use_kernels=use_kernels,
+    )
     rows = rows_of(decoder_tokenizer, [None, "summary", None, "summary"])
     engine.run(rows)
     expected = engine.run(rows)

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from adapters.backbone import load_backbone
 from adapters.errors import InvalidRequest, PredictionFailed, TextTooLong
-from adapters.runtime.engine import Engine, EngineLimits
+from adapters.runtime.engine import Engine
+from adapters.runtime.limits import EngineLimits
 from adapters.runtime.rows import Row
 from adapters.tasks.base import Generation
 from tests.bundles import classifier, reseal, save_bundle, summarizer

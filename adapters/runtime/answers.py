@@ -1,0 +1,154 @@
+"""What comes out of a pass: each scoring row through its own head, each generating row its next token.
+
+Shape letters: T tokens, D hidden size, G generating rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from adapters.backbone import Backbone
+from adapters.errors import HeadstockError, InvalidRequest, PredictionFailed
+from adapters.runtime.active import Active
+from adapters.runtime.bank import Bank
+from adapters.runtime.forward import Pass
+from adapters.runtime.rows import Row, RowPart
+from adapters.runtime.sampling import Choice, Chosen, choose
+from adapters.runtime.stops import StopFinder
+from adapters.tasks.base import Generation, Pooling, RowOutput
+
+Outcome = RowPart | RowOutput | HeadstockError
+Decode = Callable[[Sequence[int]], str]
+
+
+class Answers:
+    """Reads a pass.
+
+    Args:
+        decode: text of token ids; needed for stop strings only.
+    """
+
+    def __init__(self, backbone: Backbone, bank: Bank, decode: Decode | None) -> None:
+        self._backbone = backbone
+        self._bank = bank
+        self._decode = decode
+        self._stops: dict[str, StopFinder] = {}
+
+    def check(self, row: Row) -> None:
+        """Raise `InvalidRequest` if a row asks for what can't be given."""
+        if row.generation is not None and row.generation.stop and self._decode is None:
+            raise InvalidRequest(
+                "This engine has no tokenizer to find stop strings with. Leave 'stop' out.",
+                param="stop",
+            )
+
+    def forget(self, active: Active) -> None:
+        self._stops.pop(active.row.row_id, None)
+
+    def read(self, done: Pass) -> Iterator[tuple[Active, Outcome]]:
+        """Yield what each row of a pass gives: an output, an error, or a part that is to be streamed."""
+        complete = [i for i, part in enumerate(done.parts) if part.active.num_pending == 0]
+        actives = [done.parts[i].active for i in complete]
+        generating = [i for i, a in zip(complete, actives, strict=True) if a.row.generation]
+        yield from self._generate(done, generating)
+        scoring = [i for i, a in zip(complete, actives, strict=True) if not a.row.generation]
+        for i, part in enumerate(done.parts):  # kept until the row's last part is there
+            if part.active.num_pending and not part.active.row.generation:
+                part.active.hidden.append(done.hidden_of(i))
+        yield from self._score(done, scoring)
+
+    def _generate(self, done: Pass, rows: list[int]) -> Iterator[tuple[Active, Outcome]]:
+        if not rows:
+            return
+        last_G = torch.tensor([done.bounds[i + 1] - 1 for i in rows], device=done.hidden_TD.device)
+        logits_GV = self._backbone.next_token_logits(done.hidden_TD[last_G])
+        actives = [done.parts[i].active for i in rows]
+        choices = [_choice(active) for active in actives]
+        for active, chosen in zip(actives, choose(logits_GV, choices), strict=True):
+            yield from self._append(active, chosen)
+
+    def _append(self, active: Active, chosen: Chosen) -> Iterator[tuple[Active, Outcome]]:
+        """Add a token to a row, and yield what comes of it."""
+        generation = active.row.generation
+        assert generation is not None
+        if not chosen.is_finite:
+            yield active, _not_finite()
+            return
+        if chosen.token_id in generation.end_ids:
+            yield active, _output(active, "stop")
+            return
+        active.generated.append(chosen.token_id)
+        logprobs = () if chosen.logprob is None else (chosen.logprob,)
+        active.logprobs.extend(logprobs)
+        if generation.stream:
+            yield active, RowPart(active.row.row_id, (chosen.token_id,), logprobs)
+        if generation.stop and self._finds_stop(active, generation):
+            yield active, _output(active, "stop")
+        elif len(active.generated) >= generation.max_new_tokens:
+            yield active, _output(active, "length")
+
+    def _finds_stop(self, active: Active, generation: Generation) -> bool:
+        assert self._decode is not None
+        finder = self._stops.get(active.row.row_id)
+        if finder is None:
+            finder = self._stops[active.row.row_id] = StopFinder(generation.stop, self._decode)
+        return finder.feed(active.generated[-1:])
+
+    def _score(self, done: Pass, rows: list[int]) -> Iterator[tuple[Active, Outcome]]:
+        """Put each scoring row through its own head, rows of one adapter together."""
+        by_adapter: dict[str, list[tuple[Active, Tensor]]] = {}
+        for i in rows:
+            active = done.parts[i].active
+            hidden_TD = (
+                torch.cat([*active.hidden, done.hidden_of(i)])
+                if active.hidden
+                else done.hidden_of(i)
+            )
+            if active.row.embed is not None:
+                yield active, _embedding(hidden_TD, active.row.embed)
+            elif active.row.adapter is not None:
+                by_adapter.setdefault(active.row.adapter, []).append((active, hidden_TD))
+        for digest, members in by_adapter.items():
+            logits = self._bank.apply_head(digest, [hidden_TD for _, hidden_TD in members])
+            for i, (active, _) in enumerate(members):
+                yield active, _scores(None if logits is None else logits[i])
+
+
+def _choice(active: Active) -> Choice:
+    generation = active.row.generation
+    assert generation is not None
+    return Choice(generation.sampling, len(active.generated), generation.num_logprobs)
+
+
+def _output(active: Active, reason: str) -> RowOutput:
+    return RowOutput(
+        token_ids=tuple(active.generated),
+        finish_reason="stop" if reason == "stop" else "length",
+        logprobs=tuple(active.logprobs),
+    )
+
+
+def _scores(logits: Tensor | None) -> RowOutput | HeadstockError:
+    if logits is None:
+        return InvalidRequest("The adapter has no head; it can only generate text.")
+    if not bool(logits.isfinite().all()):
+        return _not_finite()
+    return RowOutput(logits=logits.cpu().numpy())
+
+
+def _embedding(hidden_TD: Tensor, pooling: Pooling) -> RowOutput | HeadstockError:
+    hidden_TD = hidden_TD.float()
+    pooled = {"first": hidden_TD[0], "last": hidden_TD[-1], "mean": hidden_TD.mean(0)}[pooling]
+    if not bool(pooled.isfinite().all()):
+        return _not_finite()
+    return RowOutput(embedding=pooled.cpu().numpy())
+
+
+def _not_finite() -> PredictionFailed:
+    return PredictionFailed(
+        "The model's numbers for this row are not finite. Check the adapter on its own data, or train it "
+        "again with a lower learning rate."
+    )

@@ -1,0 +1,69 @@
+"""One pass of the backbone over parts of rows: packed, without padding."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.backbone import Backbone
+from adapters.runtime.active import Part
+from adapters.runtime.bank import Bank
+from adapters.runtime.cache import KeyValueCache, view_cache
+from adapters.runtime.pack import Pack, pack_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a pass gives: hidden states ``[T, D]`` of the parts' tokens, laid end to end in the order of ``parts``.
+
+    ``bounds`` are the parts' token borders, one more than parts.
+    """
+
+    parts: list[Part]
+    hidden_TD: Tensor
+    bounds: list[int]
+
+    def hidden_of(self, i: int) -> Tensor:
+        return self.hidden_TD[self.bounds[i] : self.bounds[i + 1]]
+
+
+class PackedForward:
+    """Runs parts end to end through models whose attention is ours (`attention.py`)."""
+
+    def __init__(self, backbone: Backbone, bank: Bank, cache: KeyValueCache | None) -> None:
+        self._backbone = backbone
+        self._bank = bank
+        self._cache = cache
+
+    def run(self, parts: Sequence[Part]) -> Pass:
+        """Return the hidden states of each part; the rows' keys and values are then in the cache."""
+        decoding = [p for p in parts if p.active.num_done and p.num_new == 1]
+        continuing = [p for p in parts if p.active.num_done and p.num_new > 1]
+        fresh = sorted((p for p in parts if not p.active.num_done), key=lambda p: p.num_new)
+        ordered = [*decoding, *continuing, *fresh]
+        pack = self._pack(decoding, continuing, fresh)
+        bounds = pack.bounds.tolist()
+        spans = list(itertools.pairwise(bounds))
+        self._bank.route([part.active.row.adapter for part in ordered], spans)
+        token_ids = [token for part in ordered for token in part.active.tokens(part.num_new)]
+        hidden_TD = self._backbone.hidden_states(
+            torch.tensor(token_ids, device=self._backbone.device), pack
+        )
+        return Pass(ordered, hidden_TD, bounds)
+
+    def _pack(self, decoding: list[Part], continuing: list[Part], fresh: list[Part]) -> Pack:
+        extents = [part.extent() for part in (*decoding, *continuing, *fresh)]
+        cache = None
+        if self._cache is not None:
+            cache = view_cache(self._cache, extents, len(decoding), len(continuing))
+        return pack_rows(
+            [part.num_new for part in fresh],
+            [part.active.num_done for part in decoding],
+            cache,
+            self._backbone.device,
+            [(part.active.num_done, part.num_new) for part in continuing],
+        )

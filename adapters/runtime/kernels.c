@@ -1,0 +1,69 @@
+/* CPU kernels for what torch has no operator for: low-rank updates of a mixed batch, and attention of
+ * decoding rows over a paged cache. Compiled once per machine by kernels.py, for bf16 and fp32.
+ *
+ * Each token's numbers come from one fixed order of operations, whatever else is in the batch.
+ * All arithmetic is in fp32; inputs are read and results rounded in the backbone's dtype.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define TILE 4          /* tokens that share one read of A and B */
+#define CHUNK 64        /* outputs held in registers at once */
+#define MAX_RANK 512
+#define MAX_HEAD 256    /* head size */
+#define MAX_SHARED 32   /* query heads on one key-value head */
+#define BLOCK 16        /* cells of a cache block; cache.py has the same number */
+
+typedef uint16_t bf16;
+
+static inline float load_bf16(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline bf16 store_bf16(float value) { /* round to nearest even; NaN stays NaN */
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return (bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : (bf16)rounded;
+}
+
+static inline float load_f32(float x) { return x; }
+static inline float store_f32(float x) { return x; }
+
+/* exp(x) for x <= 0, within 2e-7 of expf: a polynomial the compiler can vectorise (Cephes' expf). */
+static inline float exp_negative(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    float n = __builtin_rintf(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return p * scale;
+}
+
+#define TYPE bf16
+#define LOAD load_bf16
+#define STORE store_bf16
+#define NAME(x) x##_bf16
+#include "kernels_typed.h"
+#undef TYPE
+#undef LOAD
+#undef STORE
+#undef NAME
+
+#define TYPE float
+#define LOAD load_f32
+#define STORE store_f32
+#define NAME(x) x##_f32
+#include "kernels_typed.h"

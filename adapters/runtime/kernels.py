@@ -1,0 +1,159 @@
+"""The CPU kernels of kernels.c, compiled once per machine; without a compiler torch does the same work, slower."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters.home import default_home
+
+logger = logging.getLogger(__name__)
+SOURCES = ("kernels.c", "kernels_typed.h")
+TILE = 4  # tokens that one step of the low-rank kernel takes; as in kernels.c
+MAX_RANK, MAX_HEAD, MAX_SHARED = 512, 256, 32
+# No -ffast-math: it would set flush-to-zero for the whole process, and not-a-number must stay one.
+_FLAGS = (
+    "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
+    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
+)  # fmt: skip
+_COMPILE_SECONDS = 120
+_SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
+
+
+class Kernels:
+    """The compiled functions; arguments are checked here, for C does not."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._lora = {dtype: _function(library, f"lora_{s}") for dtype, s in _SUFFIX.items()}
+        self._attend = {dtype: _function(library, f"attend_{s}") for dtype, s in _SUFFIX.items()}
+
+    def add_lora(
+        self,
+        x_TI: Tensor,
+        out_TO: Tensor,
+        tiles_N3: Tensor,
+        table: Tensor,
+        group: int,
+        widths: Tensor,
+    ) -> None:
+        """Add each tile's low-rank updates to ``out_TO``, in place.
+
+        Args:
+            tiles_N3: int32; first token, number of tokens, adapter of the table.
+            table: int64 ``[adapters, groups, modules, 3]``: address of A ``[R, I]``, of B ``[R, O]``, and R.
+            widths: int64 outputs of each module of the group; their sum is O.
+        """
+        assert x_TI.stride(1) == out_TO.stride(1) == 1
+        assert x_TI.dtype == out_TO.dtype
+        self._lora[x_TI.dtype](
+            x_TI.data_ptr(), x_TI.stride(0), x_TI.shape[1], out_TO.data_ptr(), out_TO.stride(0),
+            tiles_N3.data_ptr(), tiles_N3.shape[0],
+            table.data_ptr() + group * table.stride(1) * 8, table.stride(0),
+            widths.data_ptr(), widths.shape[0],
+        )  # fmt: skip
+
+    def attend(
+        self,
+        query_BHD: Tensor,
+        keys_CKD: Tensor,
+        values_CKD: Tensor,
+        blocks_BN: Tensor,
+        lengths_B: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Return ``[B, H, D]``: one query token of each row over the cells of its blocks (both int32)."""
+        rows, heads, size = query_BHD.shape
+        assert query_BHD.stride(2) == 1
+        assert keys_CKD.is_contiguous()
+        assert values_CKD.is_contiguous()
+        out = query_BHD.new_empty((rows, heads, size))
+        self._attend[query_BHD.dtype](
+            query_BHD.data_ptr(), query_BHD.stride(0), query_BHD.stride(1),
+            keys_CKD.data_ptr(), values_CKD.data_ptr(),
+            blocks_BN.data_ptr(), blocks_BN.shape[1], lengths_B.data_ptr(), out.data_ptr(),
+            rows, heads, keys_CKD.shape[1], size, scale,
+        )  # fmt: skip
+        return out
+
+
+def fits(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether the kernels take a backbone's dtype and device."""
+    return device.type == "cpu" and dtype in _SUFFIX
+
+
+@functools.cache
+def load_kernels(home: Path | None = None) -> Kernels | None:
+    """Return the kernels, compiling them if this machine has not yet; None, with the reason logged, if that fails.
+
+    Args:
+        home: where compiled kernels are kept.
+    """
+    folder = (home or default_home()) / "kernels"
+    compiler = (
+        os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    )
+    if compiler is None:
+        logger.warning("No C compiler found; adapters run on torch alone, slower. Install gcc.")
+        return None
+    try:
+        path = folder / f"{_identity(compiler)}.so"
+        if not path.is_file():
+            _compile(compiler, path)
+        return Kernels(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("The CPU kernels can't be used (%s); torch runs instead, slower.", error)
+        return None
+
+
+def _identity(compiler: str) -> str:
+    """Return a name for what the compiler would make here: sources, flags, compiler and processor decide it."""
+    sha = hashlib.sha256()
+    for name in SOURCES:
+        sha.update((Path(__file__).parent / name).read_bytes())
+    sha.update(" ".join((*_FLAGS, compiler, platform.machine(), _processor())).encode())
+    return sha.hexdigest()[:24]
+
+
+def _processor() -> str:
+    """Return what tells this processor from others whose instructions differ."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _compile(compiler: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = Path(__file__).parent / SOURCES[0]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        subprocess.run(
+            [compiler, *_FLAGS, str(source), "-o", str(made), "-lm"],
+            check=True,
+            capture_output=True,
+            timeout=_COMPILE_SECONDS,
+        )
+        made.replace(path)  # at once, for another process may be doing the same
+
+
+def _function(library: ctypes.CDLL, name: str) -> Any:
+    """Return a function with its arguments' kinds: p for an address, n for an int64, f for a float."""
+    function = library[name]
+    function.restype = None
+    signature = "pnnpnpnpnpn" if name.startswith("lora") else "pnnpppnppnnnnf"
+    kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
+    function.argtypes = [kinds[letter] for letter in signature]
+    return function

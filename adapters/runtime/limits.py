@@ -1,0 +1,33 @@
+"""Bounds of one engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapters.runtime.scheduler import Budget
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of one engine, in tokens, rows and bytes.
+
+    ``step_tokens`` bounds what one pass takes (and so its activations), ``chunk_tokens`` what it takes of prompts
+    while other rows generate, ``fair_tokens`` what it takes while an adapter is behind another. ``max_running`` rows
+    hold a place at once. ``cache_bytes`` are for keys and values, of which ``prefix_bytes`` at most are kept for rows
+    to come that begin alike. ``bank_bytes`` and ``bank_slots`` bound the adapters on the device, ``host_bytes``
+    those in memory.
+    """
+
+    step_tokens: int = 2048
+    chunk_tokens: int = 256
+    fair_tokens: int = 96
+    max_running: int = 64
+    cache_bytes: int = 512 * 2**20
+    prefix_bytes: int = 128 * 2**20
+    bank_bytes: int = 1024 * 2**20
+    bank_slots: int | None = None
+    host_bytes: int = 1024 * 2**20
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.step_tokens, self.chunk_tokens, self.fair_tokens)

@@ -1,0 +1,80 @@
+"""Who may run: a place and cache blocks for each row that keeps keys and values, shared where rows begin alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapters.runtime.active import Active, Part
+from adapters.runtime.cache import BLOCK, KeyValueCache, blocks_for
+from adapters.runtime.limits import EngineLimits
+from adapters.runtime.prefix import PrefixIndex, chain_keys
+from adapters.runtime.rows import Row
+
+SPARE = 4  # one of so many places and blocks is for adapters that hold none: a flood on one must not shut others out
+
+
+class Places:
+    """Gives out places and cache blocks, and takes them back.
+
+    Args:
+        cache: None for a backbone that keeps nothing.
+    """
+
+    def __init__(self, cache: KeyValueCache | None, limits: EngineLimits) -> None:
+        self._cache = cache
+        self._max_running = limits.max_running
+        self._chunk_tokens = limits.chunk_tokens
+        self.prefix = PrefixIndex(cache, limits.prefix_bytes) if cache is not None else None
+
+    def take(self, row: Row, running: Sequence[Active]) -> Active | None:
+        """Return the row with what it needs reserved, or None if it must wait."""
+        if self._cache is None or not self._keeps(row):
+            return Active(row)
+        assert self.prefix is not None
+        holders = [active.row.adapter for active in running if active.blocks]
+        is_newcomer = row.adapter not in holders
+        if len(holders) >= self._max_running - (0 if is_newcomer else self._max_running // SPARE):
+            return None
+        return self._reserve(row, is_newcomer or not holders)
+
+    def _reserve(self, row: Row, is_newcomer: bool) -> Active | None:
+        assert self._cache is not None
+        assert self.prefix is not None
+        keys = (
+            chain_keys(row.adapter, row.token_ids) if row.generation and self.prefix.is_on else []
+        )
+        match = self.prefix.match(keys)
+        if match.is_growing:
+            return None  # a running row is computing what this one would compute again
+        self.prefix.use(keys, match.blocks)
+        needed = blocks_for(self._num_cells(row)) - len(match.blocks)
+        spare = 0 if is_newcomer else self._cache.num_blocks // SPARE
+        self.prefix.make_room(needed + spare)
+        # An adapter alone may need more than is left beside the spare blocks; it then runs row by row.
+        if self._cache.num_free_blocks < needed + spare:
+            self._cache.release(match.blocks)
+            return None
+        blocks = match.blocks + self._cache.reserve(needed)
+        self.prefix.announce(keys, blocks)
+        return Active(row, blocks, keys, num_done=len(match.blocks) * BLOCK)
+
+    def computed(self, part: Part) -> None:
+        """Note that a part has been through the backbone; its full blocks can be read by others now."""
+        active = part.active
+        active.num_done += part.num_new
+        if self.prefix is not None and active.keys:
+            self.prefix.publish(active.keys[: active.num_done // BLOCK], active.blocks)
+
+    def give_back(self, active: Active) -> None:
+        if self._cache is not None and active.blocks:
+            assert self.prefix is not None
+            self.prefix.withdraw(active.keys, active.blocks)
+            self._cache.release(active.blocks)
+            active.blocks = []
+
+    def _keeps(self, row: Row) -> bool:
+        """Tell whether a row needs the cache: to generate, or to go through in several parts."""
+        return row.generation is not None or len(row.token_ids) > self._chunk_tokens
+
+    def _num_cells(self, row: Row) -> int:
+        return row.num_reserved_tokens or len(row.token_ids)

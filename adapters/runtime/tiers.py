@@ -1,0 +1,113 @@
+"""Brings adapters in: from disk to host memory on a thread of its own, from there to the bank between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from adapters.backbone import Backbone
+from adapters.bundle import load_bundle
+from adapters.errors import HeadstockError, PredictionFailed
+from adapters.runtime.bank import Bank
+from adapters.runtime.host import HostTier
+from adapters.runtime.weights import AdapterWeights, prepare_weights, weights_bytes
+
+MAX_LOADS = 8  # bundles being read at once, or waiting to be
+
+
+class Tiers:
+    """Answers whether an adapter can take rows now, and if not, sees to it that it soon can.
+
+    Args:
+        fetch: gives the folder of a bundle by digest; called on the loader's thread.
+    """
+
+    def __init__(
+        self, backbone: Backbone, bank: Bank, host: HostTier, fetch: Callable[[str], Path]
+    ) -> None:
+        self._backbone = backbone
+        self._bank = bank
+        self._host = host
+        self._fetch = fetch
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bundle-loader")
+        self._loads: dict[str, Future[AdapterWeights]] = {}
+        self._ready: dict[str, AdapterWeights] = {}  # read, and waiting for their first row
+        self._blocked: dict[str, int] = {}  # found no place in the last step: bytes they need
+        self._ending: set[str] = set()
+        self._failed: dict[str, HeadstockError] = {}
+
+    @property
+    def is_loading(self) -> bool:
+        return bool(self._loads)
+
+    def begin_step(self, wanted: Iterable[str | None]) -> dict[str, HeadstockError]:
+        """Take in what has been read since the last step; return the adapters that could not be, and why.
+
+        Args:
+            wanted: adapters with waiting rows.
+        """
+        failed, self._failed = self._failed, {}
+        for digest, load in list(self._loads.items()):
+            if load.done():
+                del self._loads[digest]
+                try:
+                    self._ready[digest] = load.result()
+                    self._host.put(digest, self._ready[digest])
+                except Exception as error:
+                    failed[digest] = _load_error(error)
+        still = set(wanted)
+        self._ready = {d: w for d, w in self._ready.items() if d in still}
+        self._ending = set()
+        for digest, size_bytes in self._blocked.items():
+            if digest in still:
+                # Every place is in use. Those used longest ago get no new rows until this one is in.
+                self._ending.update(self._bank.must_end(size_bytes))
+        self._blocked = {}
+        return failed
+
+    def is_open(self, digest: str | None) -> bool:
+        """Tell whether an adapter can take a new row; install it now if it is in host memory, else have it read.
+
+        What goes wrong in it comes out of the next `begin_step`.
+        """
+        if digest is None:
+            return True
+        if digest in self._bank:
+            return digest not in self._ending
+        weights = self._ready.get(digest) or self._host.get(digest)
+        if weights is None:
+            self.load(digest)
+            return False
+        if not self._bank.can_install(weights.size_bytes):
+            self._blocked[digest] = weights.size_bytes
+            return False
+        self._ready.pop(digest, None)
+        try:
+            self._bank.install(digest, weights)
+        except Exception as error:
+            self._failed[digest] = _load_error(error)
+        return digest in self._bank
+
+    def load(self, digest: str) -> None:
+        """Have a bundle read into host memory, if it is not there and few others are being read."""
+        if digest not in self._loads and digest not in self._host and len(self._loads) < MAX_LOADS:
+            self._loads[digest] = self._loader.submit(self._read, digest)
+
+    def wait(self, timeout_seconds: float | None = None) -> None:
+        """Block until a bundle has been read."""
+        if self._loads:
+            wait(self._loads.values(), timeout_seconds, FIRST_COMPLETED)
+
+    def close(self) -> None:
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, digest: str) -> AdapterWeights:
+        bundle = load_bundle(self._fetch(digest), self._backbone.spec)
+        self._bank.check_size(weights_bytes(bundle, self._backbone.dtype))
+        return prepare_weights(bundle, self._backbone.dtype, self._backbone.spec.hidden_size)
+
+
+def _load_error(error: Exception) -> HeadstockError:
+    reason = error.message if isinstance(error, HeadstockError) else repr(error)
+    return PredictionFailed(f"The adapter could not be loaded: {reason}")

@@ -1,0 +1,93 @@
+"""An adapter as the engine computes with it: A and B in the backbone's dtype, the scale folded into B, and its head.
+
+Shape letters: R rank, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapters.bundle import Bundle
+from adapters.lora import LoraModule
+from adapters.tasks.heads import Head, build_head
+from adapters.tensors import RawTensor
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """One version's weights. ``modules`` are views of one buffer, so that it takes just the bytes it has.
+
+    ``modules`` maps a module's path to A ``[R, I]`` and B ``[R, O]``; ranks may differ between modules.
+    """
+
+    task: str
+    modules: dict[str, Pair]
+    head: Head | None
+    size_bytes: int
+
+    def to(self, device: torch.device) -> AdapterWeights:
+        """Return the weights on a device; the very same ones if they are there already."""
+        if all(a.device == device for a, _ in self.modules.values()):
+            return self
+        flat = torch.cat([x.flatten() for pair in self.modules.values() for x in pair]).to(device)
+        shapes = {name: (a.shape, b.shape) for name, (a, b) in self.modules.items()}
+        head = None if self.head is None else self.head.to(device)
+        return AdapterWeights(self.task, _views(flat, shapes), head, self.size_bytes)
+
+
+def weights_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
+    """Return the bytes that a bundle's weights take in a dtype, its head in fp32 included."""
+    lora = sum(math.prod(m.a.shape) + math.prod(m.b.shape) for m in bundle.modules.values())
+    return lora * dtype.itemsize + sum(4 * math.prod(raw.shape) for raw in bundle.head.values())
+
+
+def prepare_weights(bundle: Bundle, dtype: torch.dtype, hidden_size: int) -> AdapterWeights:
+    """Return a bundle's weights on the CPU, ready to compute with; called on the loader's thread."""
+    shapes = {name: (torch.Size(m.a.shape), _transposed(m)) for name, m in bundle.modules.items()}
+    num = sum(math.prod(shape) for pair in shapes.values() for shape in pair)
+    modules = _views(torch.empty(num, dtype=dtype), shapes)
+    for name, (a_RI, b_RO) in modules.items():
+        a_RI.copy_(to_torch(bundle.modules[name].a))
+        b_RO.copy_(to_torch(bundle.modules[name].b).float().T * bundle.modules[name].scale)
+    head = _head_of(bundle, hidden_size)
+    return AdapterWeights(bundle.manifest.task, modules, head, weights_bytes(bundle, dtype))
+
+
+def _transposed(module: LoraModule) -> torch.Size:
+    outputs, rank = module.b.shape
+    return torch.Size((rank, outputs))
+
+
+def _views(flat: Tensor, shapes: dict[str, tuple[torch.Size, torch.Size]]) -> dict[str, Pair]:
+    """Cut a buffer into A and B of each module, one after the other."""
+    modules, start = {}, 0
+    for name, pair in shapes.items():
+        views = []
+        for shape in pair:
+            views.append(flat[start : start + shape.numel()].view(shape))
+            start += shape.numel()
+        modules[name] = (views[0], views[1])
+    return modules
+
+
+def _head_of(bundle: Bundle, hidden_size: int) -> Head | None:
+    if bundle.manifest.head is None:
+        return None
+    head = build_head(bundle.manifest.head, hidden_size)
+    for name, parameter in head.named_parameters():
+        parameter.data.copy_(to_torch(bundle.head[name]))
+    frozen: nn.Module = head.requires_grad_(False)
+    assert isinstance(frozen, Head)
+    return frozen
+
+
+def to_torch(raw: RawTensor) -> Tensor:
+    """Return a raw tensor as a torch tensor of its own dtype."""
+    return torch.frombuffer(bytearray(raw.data), dtype=_DTYPES[raw.dtype]).reshape(raw.shape)

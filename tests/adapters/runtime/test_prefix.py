@@ -1,0 +1,136 @@
+"""Rows that begin alike share blocks: same answers, less work, nobody else's keys and values, bounded."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.backbone import load_backbone
+from adapters.runtime.active import Active, Part
+from adapters.runtime.cache import BLOCK, KeyValueCache
+from adapters.runtime.engine import Engine
+from adapters.runtime.limits import EngineLimits
+from adapters.runtime.places import Places
+from adapters.runtime.prefix import chain_keys
+from adapters.runtime.rows import Row
+from adapters.tasks.base import Generation
+from tests.rows import assert_same
+
+CONTEXT = "Ada Lovelace wrote the first program in 1843. " * 3
+
+
+def rows_about(tokenizer, adapter, questions, prefix=CONTEXT, tag=""):
+    generation = Generation(6, ())
+    return [
+        Row(f"{tag}{i}", tokenizer.encode(prefix + q).ids, adapter, generation)
+        for i, q in enumerate(questions)
+    ]
+
+
+def make(spec, bundles, prefix_bytes, **limits):
+    limits = EngineLimits(prefix_bytes=prefix_bytes, **limits)
+    return Engine(load_backbone(spec, "float32"), lambda name: bundles / name, limits)
+
+
+@pytest.mark.parametrize("adapter", [None, "summary"])
+def test_answers_are_those_without_a_cache_and_the_context_is_computed_once(
+    decoder_spec, bundles, decoder_tokenizer, adapter
+):
+    rows = rows_about(decoder_tokenizer, adapter, ["Who?", "When did she?", "What was it?"] * 3)
+    plain, sharing = make(decoder_spec, bundles, 0), make(decoder_spec, bundles, 2**20)
+    for left, right in zip(sharing.run(rows), plain.run(rows), strict=True):
+        assert_same(left, right)
+    context = len(decoder_tokenizer.encode(CONTEXT).ids)
+    assert plain.stats.tokens - sharing.stats.tokens >= 8 * (context - 2 * BLOCK)
+
+
+def test_another_adapter_shares_nothing(decoder_spec, bundles, decoder_tokenizer):
+    engine = make(decoder_spec, bundles, 2**20)
+    engine.run(rows_about(decoder_tokenizer, None, ["Who?"]))
+    engine.run(rows_about(decoder_tokenizer, "summary", ["Who?"]))
+    assert engine._places.prefix.num_hits == 0
+
+
+def test_rows_that_end_early_leave_no_promise_behind(decoder_spec, bundles, decoder_tokenizer):
+    engine = make(decoder_spec, bundles, 2**20, step_tokens=BLOCK, chunk_tokens=BLOCK)
+    first, second = rows_about(decoder_tokenizer, None, ["Who?", "Who?"])
+    engine.submit(first)
+    engine.step()
+    engine.submit(second)
+    engine.step()
+    assert len(engine._running) == 1
+    engine.cancel(first.row_id)
+    results = []
+    while engine.num_rows:
+        results += engine.step()
+    assert results[0].output.token_ids == engine.run([first])[0].output.token_ids
+
+
+def test_keys_differ_with_adapter_and_with_all_that_stands_before():
+    ids = list(range(3 * BLOCK + 1))
+    keys = chain_keys("a", ids)
+    assert len(keys) == 3
+    assert len(chain_keys("a", ids[:-1])) == 2, "the last token is computed, for its logits"
+    assert chain_keys("a", [*ids[: 2 * BLOCK], 9, 9])[:2] == keys[:2]
+    assert not set(keys) & set(chain_keys("b", ids))
+    assert not set(keys) & set(chain_keys("a", [99, *ids[1:]]))
+
+
+actions = st.lists(
+    st.tuples(st.sampled_from(["start", "advance", "end"]), st.integers(0, 7)), max_size=80
+)
+
+
+@given(actions, st.integers(0, 12))
+@settings(max_examples=100, deadline=None)
+def test_whatever_happens_each_block_is_free_or_held_and_a_shared_one_holds_the_same(
+    actions, kept_blocks
+):
+    """Blocks are filled by hand with the tokens they stand for, so that a wrong share is seen."""
+    cache = KeyValueCache(1, 1, 1, size_bytes=24 * 2 * 4 * BLOCK, dtype=torch.float32)
+    limits = EngineLimits(max_running=4, prefix_bytes=kept_blocks * cache.block_bytes)
+    places = Places(cache, limits)
+    running, content = [], {}
+    for number, (action, i) in enumerate(actions):
+        if action == "start":
+            ids = [i % 2] * (BLOCK * (1 + i % 3)) + [i] * (i + 1)
+            row = Row(f"{number}", ids, "ab"[i % 2], Generation(4, ()))
+            active = places.take(row, running)
+            if active is not None:
+                running.append(active)
+                for block, start in zip(
+                    active.blocks, range(0, active.num_done, BLOCK), strict=False
+                ):
+                    assert content[block] == ("ab"[i % 2], tuple(ids[: start + BLOCK]))
+        elif running and action == "advance":
+            active = running[i % len(running)]
+            if active.num_pending:
+                places.computed(Part(active, active.num_pending))
+                ids = tuple(active.row.token_ids)
+                for n, block in enumerate(active.blocks):
+                    content.setdefault(block, None)
+                    if (n + 1) * BLOCK <= len(ids):
+                        content[block] = (active.row.adapter, ids[: (n + 1) * BLOCK])
+        elif running:
+            places.give_back(running.pop(i % len(running)))
+        held = [block for active in running for block in active.blocks]
+        free = set(cache._free)
+        assert len(free) == len(cache._free)
+        assert not free & set(held)
+        assert len(free) + len(set(held) | set(places.prefix._blocks.values())) == cache.num_blocks
+        assert places.prefix.num_kept <= kept_blocks
+    for active in running:
+        places.give_back(active)
+    places.prefix.shrink_to(0)
+    assert cache.num_free_blocks == cache.num_blocks
+    assert not places.prefix._pending
+
+
+def test_a_flood_on_one_adapter_leaves_a_place_for_another(decoder_spec):
+    limits = EngineLimits(max_running=8, prefix_bytes=0)
+    cache = KeyValueCache(1, 1, 1, size_bytes=2**20, dtype=torch.float32)
+    places, running = Places(cache, limits), []
+    while active := places.take(Row("x", [1] * 8, "a", Generation(8, ())), running):
+        running.append(active)
+    assert len(running) == 6
+    assert isinstance(places.take(Row("y", [1], "b", Generation(8, ())), running), Active)

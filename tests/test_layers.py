@@ -17,6 +17,7 @@ ALLOWED = {
 TORCH_FREE = [
     "adapters.tasks.catalog",
     "adapters.bundle",
+    "adapters.text_stream",
     "adapters.registry.registry",
     "training.contract",
     "training.gate",

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from adapters.errors import TextTooLong
 from adapters.tasks.base import Prompt, encode_prompt, fit_prompt
-from adapters.tasks.generation import instruction_prompt
+from adapters.tasks.prompts import instruction_prompt
 from tests.tiny import CORPUS
 
 texts = (

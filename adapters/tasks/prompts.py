@@ -13,7 +13,7 @@ from adapters.tokenizer import Tokenizer
 
 # Blank, so that a template which strips messages takes it away; and in no template.
 _PAD = "\u2005"
-_MARK = "\uf8ff"
+_MARK = "\uf8ff"  # a character of private use
 
 
 class Message(Strict):
@@ -64,7 +64,7 @@ def _fill_template(
     Marks are rendered in the messages' place, and then replaced: searching for a message itself would find a
     short one, such as "user", or one that repeats the template's own tokens, at the wrong place.
     """
-    marks = [f"{_MARK}{i}{_MARK}" for i in range(len(messages))]
+    marks = [f"{_MARK}mark-{i}." for i in range(len(messages))]
     rest = tokenizer.chat(
         [
             {"role": message.role, "content": f"{_PAD}{mark}{_PAD}"}

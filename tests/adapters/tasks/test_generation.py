@@ -33,9 +33,7 @@ def test_a_backbone_that_chats_is_asked_in_its_own_form(decoder_tokenizer):
     assert ids.count(1) == 2  # the two of the template, none added
 
 
-def test_a_backbone_that_does_not_chat_gets_the_instruction_as_plain_text(
-    decoder_folder, tmp_path
-):
+def test_a_backbone_that_does_not_chat_gets_the_instruction_as_plain_text(decoder_folder, tmp_path):
     folder = shutil.copytree(decoder_folder, tmp_path / "plain")
     (folder / "chat_template.jinja").unlink()
     prompt = instruction_prompt(load_tokenizer(folder), "Sum up.", "Some text.")

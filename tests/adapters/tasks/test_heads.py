@@ -40,9 +40,7 @@ def test_the_loss_of_tags_counts_only_tokens_that_carry_one(outputs):
     loss, num, logits = loss_of("token", outputs, rows)
     flat = [label for each in labels for label in each]
     picked = [
-        logits[i].log_softmax(0)[label].item()
-        for i, label in enumerate(flat)
-        if label != NO_LABEL
+        logits[i].log_softmax(0)[label].item() for i, label in enumerate(flat) if label != NO_LABEL
     ]
     assert num == len(picked) == 5
     assert loss == pytest.approx(-sum(picked), rel=1e-5)

@@ -75,9 +75,7 @@ def test_the_text_keeps_its_blanks(decoder_tokenizer):
     ids = tuple(decoder_tokenizer.encode(" a\n", add_special=False).ids)
     request = CLASS.Request(prompt="x")
     encoded = encode(decoder_tokenizer, prompt="x")
-    answer = TASK.postprocess(
-        decoder_tokenizer, request, encoded, RowOutput(None, ids, "length")
-    )
+    answer = TASK.postprocess(decoder_tokenizer, request, encoded, RowOutput(None, ids, "length"))
     assert answer == {"text": " a\n", "finish_reason": "length"}
 
 

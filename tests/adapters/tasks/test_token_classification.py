@@ -125,15 +125,16 @@ def test_answers_score_by_whole_spans(encoder_tokenizer):
 def test_a_tag_of_no_known_label_is_refused(encoder_tokenizer):
     encoded = encode(encoder_tokenizer, tokens=["Ada"])
     target = CLASS.Target(tokens=["Ada"], tags=["B-ship"])
-    with pytest.raises(InvalidData, match="Tag 'B-ship' is of none of the labels 'person', 'place'"):
+    with pytest.raises(
+        InvalidData, match="Tag 'B-ship' is of none of the labels 'person', 'place'"
+    ):
         TASK.label(encoder_tokenizer, encoded, target)
 
 
 def test_a_text_the_tokenizer_makes_nothing_of_is_refused(encoder_tokenizer):
     class Deaf:
         def encode(self, text):
-            tokens = encoder_tokenizer.encode("")
-            return tokens
+            return encoder_tokenizer.encode("")
 
     with pytest.raises(InvalidRequest, match="finds nothing to read"):
         encode(Deaf(), text="\u200b")

@@ -1,4 +1,4 @@
-"""The tasks' metrics, each 0 to 1, by their standard implementations; imported where used, being slow to load."""
+"""The tasks' metrics, by their standard implementations; imported where used, being slow to load."""
 
 from __future__ import annotations
 
@@ -99,13 +99,15 @@ def _is_chinese(text: str) -> bool:
 
 def regression_metrics(predicted: Sequence[float], actual: Sequence[float]) -> dict[str, float]:
     """Return Pearson's and Spearman's correlation, 0 where a side is constant, and the root mean squared error."""
+    import numpy as np
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import root_mean_squared_error
 
     varies = len(set(predicted)) > 1 and len(set(actual)) > 1
     return {
-        "pearson": float(pearsonr(predicted, actual).statistic) if varies else 0.0,
-        "spearman": float(spearmanr(predicted, actual).statistic) if varies else 0.0,
+        # Sides that differ by less than fp64 can tell give NaN.
+        "pearson": float(np.nan_to_num(pearsonr(predicted, actual).statistic)) if varies else 0.0,
+        "spearman": float(np.nan_to_num(spearmanr(predicted, actual).statistic)) if varies else 0.0,
         "rmse": float(root_mean_squared_error(actual, predicted)),
     }
 

@@ -24,6 +24,8 @@ from service.protocols.native import PredictItem
 
 logger = logging.getLogger(__name__)
 _MAX_TASKS = 4096
+# The fields that a request may be made of alone, and so be written as a bare string.
+_TEXT_FIELDS = ("text", "source", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +139,8 @@ class Predictor:
 
 def _as_object(task: AnyTask, given: Any) -> Any:
     """Return a bare string as the request of a task that takes one text."""
-    if isinstance(given, str) and "text" in task.Request.model_fields:
-        return {"text": given}
-    return given
+    field = next((name for name in _TEXT_FIELDS if name in task.Request.model_fields), None)
+    return {field: given} if isinstance(given, str) and field else given
 
 
 def _validate(task: AnyTask, part: str, given: Any, param: str) -> Any:
@@ -148,7 +149,7 @@ def _validate(task: AnyTask, part: str, given: Any, param: str) -> Any:
         return model.model_validate(given)
     except ValidationError as error:
         message, path = first_problem(error)
-        if not path:  # not an object at all
+        if not isinstance(given, dict):
             fields = ", ".join(f"'{name}'" for name in model.model_fields)
             message = f"{shown(given)} is not an object with the fields {fields}."
         raise InvalidRequest(

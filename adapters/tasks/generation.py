@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
@@ -24,6 +23,7 @@ from adapters.tasks.base import (
     fit_prompt,
 )
 from adapters.tasks.prompts import instruction_prompt
+from adapters.text_stream import cut_at_stop
 from adapters.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 4096
@@ -199,11 +199,6 @@ class InstructedTask(
 
     def render(self, tokenizer: Tokenizer, request: RequestT, text: str) -> Prompt:
         return instruction_prompt(tokenizer, self.options.instruction, text)
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """Return a text up to where the first of the stop strings begins in it."""
-    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=None)]
 
 
 def _told(tokenizer: Tokenizer, chosen: TokenLogprob) -> dict[str, Any]:

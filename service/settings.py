@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     max_waiting_calls: int = Field(
         512, ge=1, description="Calls in flight beyond which 429 is sent."
     )
+    max_waiting_tokens: int = Field(
+        2**20, ge=16, description="Prompt and answer tokens in flight beyond which 429 is sent."
+    )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, le=3600, description="Time that a call gets if it does not say."
+    )
     max_rows_per_call: int = Field(256, ge=1, description="Inputs in one call of /v1/predict.")
     max_body_bytes: int = Field(
         8 * 2**20, ge=1024, description="Largest body of a prediction call."

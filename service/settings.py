@@ -52,7 +52,9 @@ class Settings(BaseSettings):
     prefix_bytes: int = Field(
         128 * 2**20, ge=0, description="Part of it kept for rows to come that begin alike; 0: none."
     )
-    bank_bytes: int = Field(1024 * 2**20, ge=2**20, description="Weights of adapters on the device.")
+    bank_bytes: int = Field(
+        1024 * 2**20, ge=2**20, description="Weights of adapters on the device."
+    )
     bank_slots: int | None = Field(None, ge=1, description="Number of them; no bound if unset.")
     host_bytes: int = Field(
         1024 * 2**20, ge=0, description="Weights of adapters kept ready in main memory."

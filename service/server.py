@@ -26,6 +26,7 @@ from service.opening import open_registry
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
 from service.routes.predict import predict_router
+from service.routes.residency import residency_router
 from service.settings import Settings
 from service.supervisor import Supervisor
 from service.wire import Wire
@@ -128,6 +129,7 @@ def build_server(settings: Settings) -> Server:
     server.app.title = "Headstock"
     server.app.include_router(predict_router(predictor, calls, settings))
     server.app.include_router(adapters_router(registry, settings.max_bundle_bytes))
+    server.app.include_router(residency_router(registry, calls))
     add_error_handlers(server.app)
     server.app.add_middleware(Gatekeeper, settings.max_body_bytes, traffic)
     return server

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -132,9 +133,28 @@ class Engine:
             self.wait_for_loads()
         return [results[row.row_id] for row in rows]
 
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether stepping would do nothing: no rows, and no adapter on its way in."""
+        return not (self.num_rows or self._tiers.is_loading)
+
     def warm(self, digest: str) -> None:
         """Have an adapter read into host memory before anybody asks for it."""
         self._tiers.load(digest)
+
+    def pin(self, digest: str, *, pinned: bool) -> None:
+        """Keep an adapter on the device whether it is used or not, or no longer."""
+        self._tiers.pin(digest, pinned=pinned)
+
+    def snapshot(self) -> EngineStats:
+        """Return what has been counted so far, and what is here now."""
+        return replace(
+            self.stats,
+            waiting_rows=self.num_rows,
+            resident_adapters=tuple(self._bank.digests),
+            bank_bytes=self._bank.used_bytes,
+            prefix_hit_tokens=self._places.num_prefix_hits,
+        )
 
     def wait_for_loads(self, timeout_seconds: float | None = None) -> None:
         """Block until a bundle is read, if the last step found nothing else to do."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -69,7 +69,7 @@ def compete(
 def measured(
     workload: str, unit: str, results: Sequence[Result], amount: float
 ) -> list[Measurement]:
-    """Return amounts per second, ours in the order given."""
+    """Return amounts per second, in the order given."""
     return [
         measure(
             workload,
@@ -99,15 +99,31 @@ def memory(workload: str, results: Sequence[Result]) -> list[Measurement]:
 def _load(
     session: Session, model: Model, contestants: Sequence[Contestant], stack: ExitStack
 ) -> dict[str, Worker]:
-    workers: dict[str, Worker] = {}
+    # All processes first: they import their libraries side by side while one after the other loads.
+    workers = dict(_started(session, contestants, stack))
     for contestant in contestants:
+        if contestant.key not in workers:
+            continue
         system = contestant.system
-        order = session.order(model, contestant.adapters, system.options)
+        session.say(f"  loading {system.name}, {contestant.num_adapters} adapters")
         try:
-            workers[contestant.key] = stack.enter_context(session.start(system, order))
+            workers[contestant.key].load(session.order(model, contestant.adapters, system.options))
         except PeerMissing as missing:
             session.note(f"{system.name} is left out: {missing}")
+            workers.pop(contestant.key).close()
     return workers
+
+
+def _started(
+    session: Session, contestants: Sequence[Contestant], stack: ExitStack
+) -> Iterator[tuple[str, Worker]]:
+    for contestant in contestants:
+        try:
+            worker = stack.enter_context(session.start(contestant.system))
+        except PeerMissing as missing:
+            session.note(f"{contestant.system.name} is left out: {missing}")
+        else:
+            yield contestant.key, worker
 
 
 def _warm_up(

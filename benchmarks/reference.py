@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from benchmarks.contest import Result
 from benchmarks.peers.wire import Work, WorkRow
 from benchmarks.session import Model, Session
-from benchmarks.workers import System
+from benchmarks.workers import System, Worker
 
 FORCED = System("reference", "peft_worker", options={"mode": "force"})
 SWITCHED = System("reference", "scoring_worker", options={"mode": "switch"})
@@ -24,13 +25,10 @@ def token_agreement(
 
     Teacher forcing: a near tie that rounding tips costs one token, not the rest of the row.
     """
-    with session.start(
-        FORCED, session.order(model, adapters, FORCED.options, dtype="float32")
-    ) as worker:
+    with _reference(session, model, adapters, FORCED) as worker:
         shares = {}
         for result in results:
-            work = _forced(result, num_rows)
-            wanted = worker.run(work).outputs
+            wanted = worker.run(_forced(result, num_rows)).outputs
             shares[result.contestant.key] = _share(result.warm_up.outputs[:num_rows], wanted)
         return shares
 
@@ -39,8 +37,7 @@ def label_agreement(
     session: Session, model: Model, adapters: Mapping[str, str], results: Sequence[Result]
 ) -> dict[str, float]:
     """Return by key the share of labels that are the reference's."""
-    order = session.order(model, adapters, SWITCHED.options, dtype="float32")
-    with session.start(SWITCHED, order) as worker:
+    with _reference(session, model, adapters, SWITCHED) as worker:
         wanted: dict[int, list[list[int]]] = {}
         shares = {}
         for result in results:
@@ -49,6 +46,15 @@ def label_agreement(
                 wanted[number] = worker.run(result.contestant.work_of(-1)).outputs
             shares[result.contestant.key] = _share(result.warm_up.outputs, wanted[number])
         return shares
+
+
+@contextmanager
+def _reference(
+    session: Session, model: Model, adapters: Mapping[str, str], system: System
+) -> Iterator[Worker]:
+    with session.start(system) as worker:
+        worker.load(session.order(model, adapters, system.options, dtype="float32"))
+        yield worker
 
 
 def _forced(result: Result, num_rows: int) -> Work:

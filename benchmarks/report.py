@@ -86,7 +86,7 @@ class Report:
         table = Table(title=f"{self.machine['cpu']}, {self.machine['threads']} threads")
         for column in ("workload", "system", "adapters"):
             table.add_column(column)
-        for column in ("value", "unit", "runs", "first / this"):
+        for column in ("median", "unit", "range", "first / this"):
             table.add_column(column, justify="right")
         first: Measurement | None = None
         for row in self.rows:
@@ -101,7 +101,7 @@ class Report:
 
 def _cells(row: Measurement, first: Measurement) -> tuple[str, ...]:
     ratio = first.value / row.value if row.value else float("nan")
-    spread = f"{min(row.runs):g} to {max(row.runs):g} ({len(row.runs)})"
+    spread = "" if len(row.runs) < 2 else f"{min(row.runs):g} to {max(row.runs):g}"
     return (
         row.workload,
         row.system,

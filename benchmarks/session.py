@@ -15,7 +15,7 @@ from adapters.packaged import DEFAULT_BACKBONE
 from adapters.tasks.catalog import AnyTask
 from adapters.tokenizer import Tokenizer, load_tokenizer
 from benchmarks.bundles import Lora, make_bundle
-from benchmarks.environments import OURS, PeerMissing, prepare_environment
+from benchmarks.environments import OURS, prepare_environment
 from benchmarks.machine import peer_version
 from benchmarks.peers.wire import Load
 from benchmarks.workers import System, Worker
@@ -51,8 +51,8 @@ class Session:
     """One run of the command.
 
     Args:
-        home: keeps backbones, peers' environments and made adapters between runs.
-        scratch: holds logs and servers' state; the caller deletes it.
+        home: keeps backbones, peers' environments, made adapters and logs between runs.
+        scratch: holds servers' state; the caller deletes it.
     """
 
     def __init__(self, options: Options, home: Path, scratch: Path, console: Console) -> None:
@@ -61,7 +61,10 @@ class Session:
         self.scratch = scratch
         self.notes: list[str] = []
         self.peer_versions: dict[str, str] = {}
+        self.logs = home / "bench" / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
         self._console = console
+        self._num_started = 0
 
     @cached_property
     def decoder(self) -> Model:
@@ -108,20 +111,15 @@ class Session:
             given,
         )
 
-    def start(self, system: System, order: Load) -> Worker:
-        """Return a system that is loaded and waits for work.
+    def start(self, system: System) -> Worker:
+        """Return a system's process, which still has to `Worker.load`.
 
         Raises:
-            PeerMissing: it can't be installed, or does not load.
+            PeerMissing: it can't be installed.
         """
-        self.say(f"  loading {system.name}")
-        log = self.scratch / f"{system.name.replace(' ', '-').replace(',', '')}.log"
+        self._num_started += 1
+        log = self.logs / f"{self._num_started}-{_file_name(system.name)}.log"
         worker = Worker(system, self.home, log)
-        try:
-            worker.load(order)
-        except PeerMissing:
-            worker.close()
-            raise
         self._keep_version(system)
         return worker
 
@@ -136,3 +134,7 @@ class Session:
         return Model(
             source, describe_backbone(folder, backbone_name(source)), load_tokenizer(folder)
         )
+
+
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +90,8 @@ class Worker:
     def close(self) -> None:
         """End the process; its own stdin is closed, so that it ends by itself if it can."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it may have ended before it read what was sent
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -101,11 +103,9 @@ class Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         message = json.dumps({"command": command, "body": asdict(body)})
-        try:
+        with suppress(BrokenPipeError):  # the empty line below tells
             self._process.stdin.write(message + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the empty line below tells
         line = self._process.stdout.readline()
         if not line:
             raise PeerMissing(f"its process ended; see {self._log_path}")

@@ -50,7 +50,8 @@ def _expected(session: Session, adapters: dict[str, str]) -> dict[str, str]:
     """Return each adapter's label for the text, by the engine in process."""
     model = session.decoder
     ids = model.tokenizer.encode(TEXT).ids
-    with session.start(ENGINE, session.order(model, adapters)) as worker:
+    with session.start(ENGINE) as worker:
+        worker.load(session.order(model, adapters))
         outputs = worker.run(Work([WorkRow(ids, name) for name in adapters])).outputs
     return {name: f"label-{label}" for name, (label,) in zip(adapters, outputs, strict=True)}
 

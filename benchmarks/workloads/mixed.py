@@ -141,9 +141,10 @@ def _beside_engine(
     order = replace(session.order(session.decoder, adapters), threads=1)
     with (
         _pinned({cores[1]}),
-        session.start(ENGINE, order) as worker,
+        session.start(ENGINE) as worker,
         running_server(session, home, session.decoder, threads=1) as server,
     ):
+        worker.load(order)
         worker.pin({cores[0]})
         server.pin({cores[0]}, {cores[1]})
         seconds = _both(session, tasks, worker, server, count)

@@ -38,9 +38,9 @@ def _on_encoder(session: Session) -> list[Measurement]:
     # Query and value: all that latefuse can adapt.
     adapters = _adapters(session, model, number, QUERY_VALUE)
     work = _work(session, model, list(adapters))
-    systems = [ENGINE, NAMES, SWITCH, MERGED]
-    if not session.options.is_quick:
-        systems.append(_latefuse(work))
+    systems = [ENGINE, NAMES, SWITCH, MERGED, _latefuse(work)]
+    if session.options.is_quick:
+        systems = [ENGINE, NAMES, MERGED]
     name = f"W2 {model.spec.name}"
     return _measure(session, model, name, [(system, adapters, work) for system in systems])
 
@@ -48,9 +48,11 @@ def _on_encoder(session: Session) -> list[Measurement]:
 def _on_decoder(session: Session) -> list[Measurement]:
     model, number = session.decoder, session.options.full_or_quick(NUM_ADAPTERS, 8)
     adapters = _adapters(session, model, number, ALL_LINEAR)
-    few = dict(list(adapters.items())[: min(NUM_MERGED_DECODERS, number // 2)])
-    work, narrow = _work(session, model, list(adapters)), _work(session, model, list(few))
-    name = f"W2 {model.spec.name}"
+    name, work = f"W2 {model.spec.name}", _work(session, model, list(adapters))
+    if session.options.is_quick:
+        return _measure(session, model, name, [(ENGINE, adapters, work)])
+    few = dict(list(adapters.items())[:NUM_MERGED_DECODERS])
+    narrow = _work(session, model, list(few))
     entries = [(system, adapters, work) for system in (ENGINE, NAMES, SWITCH)]
     entries += [(system, few, narrow) for system in (ENGINE, NAMES, MERGED)]
     return _measure(session, model, name, entries)

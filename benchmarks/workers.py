@@ -97,6 +97,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         self._log.close()
 
     def _ask(self, command: str, body: Load | Work) -> Any:

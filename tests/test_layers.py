@@ -90,7 +90,9 @@ def test_the_command_line_imports_the_benchmarks_inside_a_command_only():
     assert not [module for module in modules if module and module.startswith("benchmarks")]
 
 
-@pytest.mark.parametrize("path", (ROOT / "benchmarks" / "peers").glob("*.py"), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "peers").glob("*.py")), ids=lambda p: p.stem
+)
 def test_a_peer_needs_nothing_of_ours_but_its_neighbours(path):
     if path.stem == "engine_worker":
         return

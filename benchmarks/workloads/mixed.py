@@ -106,8 +106,9 @@ def _rows(load: float, rate: float, stretches: Sequence[_Stretch]) -> list[Measu
     rows = []
     for task in MIX:
         for percent in (50, 95, 99):
-            runs = [_percentile(each.traffic, task, percent) for each in stretches]
-            rows.append(measure(f"{name}, {task} p{percent}", "server", number, "ms", runs))
+            given = [_percentile(each.traffic, task, percent) for each in stretches]
+            if runs := [value for value in given if value is not None]:
+                rows.append(measure(f"{name}, {task} p{percent}", "server", number, "ms", runs))
     good = [_goodput(each.traffic) for each in stretches]
     cores = [each.cpu_seconds / each.traffic.seconds for each in stretches]
     rows.append(measure(f"{name}, goodput", "server", number, "requests/s", good))
@@ -115,10 +116,11 @@ def _rows(load: float, rate: float, stretches: Sequence[_Stretch]) -> list[Measu
     return rows
 
 
-def _percentile(traffic: Traffic, task: str, percent: int) -> float:
+def _percentile(traffic: Traffic, task: str, percent: int) -> float | None:
+    """Return a percentile of a task's latencies in ms, or None if nobody asked for that task."""
     values = sorted(answer.seconds * 1000 for answer in traffic.answers if answer.task == task)
     if not values:
-        return float("nan")
+        return None
     return values[min(len(values) - 1, len(values) * percent // 100)]
 
 

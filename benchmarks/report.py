@@ -91,8 +91,9 @@ class Report:
         first: Measurement | None = None
         for row in self.rows:
             if first is None or (first.workload, first.unit) != (row.workload, row.unit):
+                if first is None or first.workload.split()[0] != row.workload.split()[0]:
+                    table.add_section()
                 first = row
-                table.add_section()
             table.add_row(*_cells(row, first))
         console.print(table)
         for note in notes:
@@ -100,7 +101,7 @@ class Report:
 
 
 def _cells(row: Measurement, first: Measurement) -> tuple[str, ...]:
-    ratio = first.value / row.value if row.value else float("nan")
+    ratio = "" if row is first or not row.value else f"{first.value / row.value:.2f}"
     spread = "" if len(row.runs) < 2 else f"{min(row.runs):g} to {max(row.runs):g}"
     return (
         row.workload,
@@ -109,7 +110,7 @@ def _cells(row: Measurement, first: Measurement) -> tuple[str, ...]:
         f"{row.value:g}",
         row.unit,
         spread,
-        f"{ratio:.2f}",
+        ratio,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ WORKLOADS: Mapping[str, Callable[[Session], list[Measurement]]] = {
     "W6": run_context,
     "memory": run_memory,
 }
+_TABLE_WIDTH = 150  # in a file; a terminal has its own
 
 
 def chosen_workloads(only: str | None) -> list[str]:
@@ -49,7 +51,7 @@ def chosen_workloads(only: str | None) -> list[str]:
 
 def run_serving(options: Options, names: Sequence[str], home: Path, path: Path) -> Report:
     """Run workloads, print the table, and write the report to ``path`` after each of them."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _TABLE_WIDTH)
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="headstock-bench-") as scratch:
         session = Session(options, home, Path(scratch), console)

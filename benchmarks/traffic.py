@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import httpx
 
+PARAMETERS = {"truncate": True}  # a small backbone has no room for the longest texts
 _TIMEOUT_SECONDS = 300.0
 
 
@@ -69,7 +70,7 @@ async def _send(url: str, requests: Sequence[Request], moments: Sequence[float])
 
 async def _ask(http: httpx.AsyncClient, request: Request, due: float) -> Answer:
     await asyncio.sleep(max(0.0, due - time.perf_counter()))
-    body = {"adapter": request.adapter, "inputs": [request.given]}
+    body = {"adapter": request.adapter, "inputs": [request.given], "parameters": PARAMETERS}
     try:
         response = await http.post("/v1/predict", json=body)
         is_ok = response.is_success and "error" not in response.json()["predictions"][0]

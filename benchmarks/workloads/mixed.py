@@ -16,7 +16,7 @@ from benchmarks.rounds import run_rounds
 from benchmarks.server import RunningServer, fill_registry, new_home, running_server
 from benchmarks.session import Session
 from benchmarks.texts import SETS, abstracts, questions, short_texts
-from benchmarks.traffic import Request, Traffic, send_at_once, send_open_loop
+from benchmarks.traffic import PARAMETERS, Request, Traffic, send_at_once, send_open_loop
 from benchmarks.workers import System, Worker, pin
 
 MIX = {"text-classification": 0.4, "question-answering": 0.3, "summarization": 0.3}
@@ -101,7 +101,7 @@ def _rising_rates(session: Session, server: RunningServer) -> list[Measurement]:
 
 
 def _rows(load: float, rate: float, stretches: Sequence[_Stretch]) -> list[Measurement]:
-    name = f"W3 at {rate:.2g} requests/s ({load:g} of capacity)"
+    name = f"W3 at {load:g} of capacity, {rate:.3g}/s"
     number = sum(NUM_ADAPTERS.values())
     rows = []
     for task in MIX:
@@ -180,7 +180,7 @@ def _both(
 
 def _row(session: Session, tasks: dict[str, AnyTask], request: Request) -> WorkRow:
     model, task = session.decoder, tasks[request.adapter]
-    parameters = task.Parameters()
+    parameters = task.Parameters.model_validate(PARAMETERS)
     given = task.Request.model_validate(request.given)
     encoded = task.encode(model.tokenizer, given, parameters, model.spec.max_tokens)
     generation = task.generation(model.tokenizer, parameters)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapters.errors import HeadstockError, InvalidRequest
+from adapters.errors import EnvironmentProblem, HeadstockError, InvalidRequest
 
 if TYPE_CHECKING:
     from adapters.registry.registry import Registry
@@ -260,8 +260,14 @@ def bench_serving(
     home: Home = None,
 ) -> None:
     """Measure serving: speed, scale, cold start and memory."""
-    from benchmarks.serving import chosen_workloads, run_serving
-    from benchmarks.session import Options
+    try:
+        from benchmarks.serving import chosen_workloads, run_serving
+        from benchmarks.session import Options
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            f"'{error.name}' is not installed here, which the benchmark needs. Run it from a source tree "
+            "after 'make setup' (or: pip install -e '.[bench]')."
+        ) from error
 
     names = chosen_workloads(only)
     settings = _settings(home=home, backbone=backbone)

@@ -133,6 +133,7 @@ def _warm_up(
     for contestant in contestants:
         if contestant.key not in workers:
             continue
+        session.say(f"  warming up {contestant.system.name}, {contestant.num_adapters} adapters")
         try:
             outcome = workers[contestant.key].run(contestant.work_of(-1))
         except PeerMissing as missing:

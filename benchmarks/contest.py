@@ -159,12 +159,24 @@ def _without_garbage(
     return kept
 
 
-def _time(session: Session, workers: Mapping[str, Worker], results: Mapping[str, Result]) -> None:
-    def turn(key: str) -> Callable[[int], Outcome]:
-        work_of = results[key].contestant.work_of
-        return lambda round_number: workers[key].run(work_of(round_number))
+def _time(session: Session, workers: Mapping[str, Worker], results: dict[str, Result]) -> None:
+    """Fill in the rounds; a system that fails in one of them leaves the results."""
+
+    def turn(key: str) -> Callable[[int], Outcome | None]:
+        def run(round_number: int) -> Outcome | None:
+            if key not in results:
+                return None
+            contestant = results[key].contestant
+            try:
+                return workers[key].run(contestant.work_of(round_number))
+            except PeerMissing as missing:
+                session.note(f"{contestant.system.name} is left out: {missing}")
+                del results[key]
+                return None
+
+        return run
 
     session.say(f"  timing {len(results)} systems, {session.options.runs} rounds")
     given = run_rounds({key: turn(key) for key in results}, session.options.runs)
-    for key, outcomes in given.items():
-        results[key].rounds = outcomes
+    for key, result in results.items():
+        result.rounds = [outcome for outcome in given[key] if outcome is not None]

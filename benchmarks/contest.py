@@ -168,11 +168,13 @@ def _time(session: Session, workers: Mapping[str, Worker], results: dict[str, Re
                 return None
             contestant = results[key].contestant
             try:
-                return workers[key].run(contestant.work_of(round_number))
+                outcome = workers[key].run(contestant.work_of(round_number))
             except PeerMissing as missing:
                 session.note(f"{contestant.system.name} is left out: {missing}")
                 del results[key]
                 return None
+            session.say(f"    round {round_number + 1}: {key} {outcome.seconds:.2f} s")
+            return outcome
 
         return run
 

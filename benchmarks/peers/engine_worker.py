@@ -13,7 +13,8 @@ import torch
 from adapters.backbone import describe_backbone, load_backbone
 from adapters.bundle import read_manifest
 from adapters.dtype import DtypeName
-from adapters.runtime.engine import Engine, EngineLimits
+from adapters.runtime.engine import Engine
+from adapters.runtime.limits import EngineLimits
 from adapters.runtime.rows import Row, RowResult
 from adapters.tasks.base import Generation
 from benchmarks.peers.wire import Load, Outcome, Work, WorkRow, serve
@@ -29,7 +30,7 @@ class EngineWorker:
             name: read_manifest(Path(folder)).digest for name, folder in order.adapters.items()
         }
         folders = {self._digests[name]: Path(folder) for name, folder in order.adapters.items()}
-        backbone = load_backbone(spec, cast(DtypeName, order.dtype))
+        backbone = load_backbone(spec, cast(DtypeName, order.dtype), fuse=True)
         self._engine = Engine(backbone, folders.__getitem__, _limits(order.options))
 
     def run(self, work: Work) -> Outcome:

@@ -18,6 +18,7 @@ from adapters.errors import (
     DeadlineExceeded,
     HeadstockError,
     InvalidRequest,
+    Overloaded,
     PredictionFailed,
     TextTooLong,
 )
@@ -25,7 +26,7 @@ from adapters.runtime.active import Active, Part
 from adapters.runtime.answers import Answers
 from adapters.runtime.bank import Bank
 from adapters.runtime.cache import blocks_for, build_cache
-from adapters.runtime.forward import PackedForward
+from adapters.runtime.forward import PackedForward, Pass
 from adapters.runtime.host import HostTier
 from adapters.runtime.kernels import fits, load_kernels
 from adapters.runtime.limits import EngineLimits
@@ -225,19 +226,42 @@ class Engine:
     def _advance(self, parts: list[Part]) -> None:
         try:
             done = self._forward.run(parts)
-            self._count(done.parts)
-            for part in done.parts:
-                self._places.computed(part)
-            for active, outcome in self._answers.read(done):
-                if isinstance(outcome, RowPart):
-                    self._finished.append(outcome)
-                elif isinstance(outcome, RowOutput):
-                    self._finish(active, outcome)
-                else:
-                    self._finish(active, error=outcome)
+        except torch.OutOfMemoryError:
+            self._advance_in_halves(parts)
+            return
         except Exception as error:  # whatever goes wrong in a pass ends its rows, never the engine
-            for part in parts:
-                self._finish(part.active, error=error)
+            self._finish_all(parts, error)
+            return
+        try:
+            self._read(done)
+        except Exception as error:
+            self._finish_all(parts, error)
+
+    def _advance_in_halves(self, parts: list[Part]) -> None:
+        """Run what did not fit the device's memory as two passes; a row that does not fit alone ends."""
+        torch.cuda.empty_cache()
+        if len(parts) == 1:
+            self._finish(parts[0].active, error=_out_of_memory())
+            return
+        middle = len(parts) // 2
+        self._advance(parts[:middle])
+        self._advance(parts[middle:])
+
+    def _read(self, done: Pass) -> None:
+        self._count(done.parts)
+        for part in done.parts:
+            self._places.computed(part)
+        for active, outcome in self._answers.read(done):
+            if isinstance(outcome, RowPart):
+                self._finished.append(outcome)
+            elif isinstance(outcome, RowOutput):
+                self._finish(active, outcome)
+            else:
+                self._finish(active, error=outcome)
+
+    def _finish_all(self, parts: Sequence[Part], error: Exception) -> None:
+        for part in parts:
+            self._finish(part.active, error=error)
 
     def _count(self, parts: Sequence[Part]) -> None:
         digests = {part.active.row.adapter for part in parts if part.active.row.adapter}
@@ -274,6 +298,13 @@ class Engine:
     def _hand_over(self) -> list[RowPart | RowResult]:
         finished, self._finished = self._finished, []
         return finished
+
+
+def _out_of_memory() -> Overloaded:
+    return Overloaded(
+        "The device ran out of memory on this row alone. Try again later, send a shorter text, or lower "
+        "HEADSTOCK_CACHE_BYTES and HEADSTOCK_BANK_BYTES on the server."
+    )
 
 
 def _late() -> DeadlineExceeded:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.backbone import load_backbone
-from adapters.errors import InvalidRequest, PredictionFailed, TextTooLong
+from adapters.errors import InvalidRequest, Overloaded, PredictionFailed, TextTooLong
 from adapters.runtime.engine import Engine
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.rows import Row
@@ -206,3 +206,27 @@ def test_eight_slots_serve_more_adapters_in_turn_without_reading_them_again(
         for result in engine.run(rows_of(decoder_tokenizer, ["two", "many", "spans", "summary"])):
             assert result.error is None
     assert sorted(fetched) == ["many", "spans", "summary", "two"]
+
+
+def test_a_pass_that_does_not_fit_the_devices_memory_is_split(
+    engine, decoder_tokenizer, monkeypatch
+):
+    rows = rows_of(decoder_tokenizer, [None, "two", "summary", "many", "spans", "other"])
+    engine.run(rows)
+    expected = engine.run(rows)
+    run, sizes = engine._forward.run, []
+
+    def fits_three(parts):
+        sizes.append(len(parts))
+        if len(parts) > 3 or any(part.active.row.adapter == "many" for part in parts):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(parts)
+
+    monkeypatch.setattr(engine._forward, "run", fits_three)
+    results = engine.run(rows)
+    assert max(sizes) == 6
+    for row, left, right in zip(rows, results, expected, strict=True):
+        if row.adapter == "many":
+            assert isinstance(left.error, Overloaded)
+        else:
+            assert_same(left, right)

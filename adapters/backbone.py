@@ -6,6 +6,7 @@ names in bundles are those of that form.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,12 +28,36 @@ if TYPE_CHECKING:
 
 Family = Literal["decoder", "encoder"]
 
-# Models whose code passes extra keyword arguments down to the attention function, tested packed.
-PACKED_FAMILIES: dict[str, Family] = {
-    "llama": "decoder",
-    "qwen2": "decoder",
-    "qwen3": "decoder",
-    "bert": "encoder",
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How models of one type are run.
+
+    ``is_packed``: their code passes extra keyword arguments and position ids down to the attention function, so that
+    rows can be laid end to end; else they run padded. ``is_windowed``: a sliding window in their config is
+    honoured packed. ``counts_from_padding``: positions begin behind the padding token's id.
+    """
+
+    family: Family
+    is_packed: bool = True
+    is_windowed: bool = False
+    has_pooler: bool = False
+    counts_from_padding: bool = False
+
+
+_ROBERTA = Architecture("encoder", has_pooler=True, counts_from_padding=True)
+# Only what is tested against the stock library is let in.
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture("decoder"),
+    "qwen2": Architecture("decoder"),
+    "qwen3": Architecture("decoder"),
+    "mistral": Architecture("decoder"),
+    "gpt2": Architecture("decoder"),
+    "bert": Architecture("encoder", has_pooler=True),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "distilbert": Architecture("encoder"),
+    "modernbert": Architecture("encoder", is_windowed=True),
 }
 _NOT_ADAPTABLE = ("lm_head", "pooler")
 
@@ -104,7 +129,7 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
     """Return a backbone's spec from its folder, without loading its weights.
 
     Raises:
-        UnsupportedBackbone: its architecture can't run packed yet.
+        UnsupportedBackbone: its architecture can't be served yet.
     """
     import torch
     from transformers import AutoConfig
@@ -112,7 +137,7 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
     from adapters.runtime.linears import input_size, output_size
 
     config = AutoConfig.from_pretrained(folder)
-    family = _family(config, name or folder.name)
+    family = architecture_of(config, name or folder.name).family
     with torch.device("meta"):
         model = _model_class(family).from_config(config)
     return BackboneSpec(
@@ -123,7 +148,7 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
         family=family,
         model_type=config.model_type,
         hidden_size=config.hidden_size,
-        max_tokens=config.max_position_embeddings,
+        max_tokens=config.max_position_embeddings - first_position(config),
         modules={
             path: (input_size(module), output_size(module))
             for path, module in adaptable_modules(model).items()
@@ -131,14 +156,33 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
     )
 
 
-def _family(config: Any, name: str) -> Family:
-    if config.model_type not in PACKED_FAMILIES or getattr(config, "use_sliding_window", False):
+def architecture_of(config: Any, name: str) -> Architecture:
+    """Return how a model is run, by its config.
+
+    Raises:
+        UnsupportedBackbone: models of this type are not tested, or it has layers that nobody would feed.
+    """
+    if config.model_type not in ARCHITECTURES or getattr(config, "add_cross_attention", False):
         raise UnsupportedBackbone(
             f"Backbone '{name}' is of type '{config.model_type}', which can't be served yet. "
-            f"Types that can: {', '.join(PACKED_FAMILIES)} (without sliding windows).",
+            f"Types that can: {', '.join(ARCHITECTURES)} (without added cross attention).",
             param="backbone",
         )
-    return PACKED_FAMILIES[config.model_type]
+    return ARCHITECTURES[config.model_type]
+
+
+def can_pack(config: Any) -> bool:
+    """Tell whether a model of a known type can run packed: it must not need a window that packed attention ignores."""
+    architecture = ARCHITECTURES[config.model_type]
+    window = getattr(config, "sliding_window", None)
+    is_full = window is None or window >= config.max_position_embeddings
+    return architecture.is_packed and (is_full or architecture.is_windowed)
+
+
+def first_position(config: Any) -> int:
+    """Return the position id of a row's first token."""
+    counts = ARCHITECTURES[config.model_type].counts_from_padding
+    return int(config.pad_token_id) + 1 if counts else 0
 
 
 def _model_class(family: Family) -> Any:
@@ -191,23 +235,30 @@ class Backbone:
     def __init__(self, spec: BackboneSpec, model: nn.Module) -> None:
         self.spec = spec
         self.model = model
-        self._base: Any = model.model if spec.family == "decoder" else model
+        self.base: Any = model.base_model
         first = next(model.parameters())
         self.dtype: torch.dtype = first.dtype
         self.device: torch.device = first.device
         self.groups: list[LinearGroup] = []
-        self._language_head: Any = getattr(model, "lm_head", None)
+        self._language_head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        self._first_position = first_position(model.config)
 
     @property
     def config(self) -> Any:
         return self.model.config
 
+    @property
+    def is_transposed(self) -> bool:
+        """Tell whether its linear layers keep their weights as ``[I, O]``, which peft must be told."""
+        from transformers.pytorch_utils import Conv1D
+
+        return any(isinstance(module, Conv1D) for module in self.model.modules())
+
     def hidden_states(self, token_ids_T: Tensor, pack: Pack) -> Tensor:
         """Return the last layer's hidden states ``[T, hidden_size]`` of a pack, in the backbone's dtype."""
         extra = {"use_cache": False} if self.spec.family == "decoder" else {}
-        out = self._base(
-            input_ids=token_ids_T[None], position_ids=pack.positions_T[None], pack=pack, **extra
-        )
+        position_ids = pack.positions_T[None] + self._first_position
+        out = self.base(input_ids=token_ids_T[None], position_ids=position_ids, pack=pack, **extra)
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
@@ -244,7 +295,8 @@ def load_backbone(
     from adapters.runtime.attention import PACKED
 
     chosen = getattr(torch, resolve_dtype(dtype, device, home or default_home()))
-    extra = {"add_pooling_layer": False} if spec.model_type == "bert" else {}
+    has_pooler = ARCHITECTURES[spec.model_type].has_pooler
+    extra = {"add_pooling_layer": False} if has_pooler else {}
     model = _model_class(spec.family).from_pretrained(
         spec.folder, dtype=chosen, attn_implementation=PACKED, **extra
     )

@@ -5,15 +5,17 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    BertConfig,
     BertModel,
-    LlamaConfig,
+    DistilBertModel,
+    GPT2LMHeadModel,
     LlamaForCausalLM,
+    MistralForCausalLM,
+    ModernBertModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen3Config,
     Qwen3ForCausalLM,
+    RobertaModel,
+    XLMRobertaModel,
 )
 
 CORPUS = [
@@ -33,6 +35,20 @@ SIZES = {
     "max_position_embeddings": 256,
 }
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+FOUR_HEADS = {"num_attention_heads": 4}
+# How each type is made: its class, its own fields of the config, and its family.
+MODELS = {
+    "llama": (LlamaForCausalLM, HEADS, "decoder"),
+    "qwen2": (Qwen2ForCausalLM, HEADS, "decoder"),
+    "qwen3": (Qwen3ForCausalLM, {**HEADS, "head_dim": 8}, "decoder"),
+    "mistral": (MistralForCausalLM, {**HEADS, "sliding_window": None}, "decoder"),
+    "gpt2": (GPT2LMHeadModel, {**FOUR_HEADS, "n_inner": 48}, "decoder"),
+    "bert": (BertModel, FOUR_HEADS, "encoder"),
+    "roberta": (RobertaModel, FOUR_HEADS, "encoder"),
+    "xlm-roberta": (XLMRobertaModel, FOUR_HEADS, "encoder"),
+    "distilbert": (DistilBertModel, {**FOUR_HEADS, "hidden_dim": 48}, "encoder"),
+    "modernbert": (ModernBertModel, {**FOUR_HEADS, "local_attention": 16}, "encoder"),
+}
 
 
 def save_tokenizer(folder: Path, family: str) -> int:
@@ -62,24 +78,18 @@ def save_tokenizer(folder: Path, family: str) -> int:
     return inner.get_vocab_size()
 
 
-def save_backbone(folder: Path, model_type: str = "llama", seed: int = 0) -> Path:
-    """Write a random backbone of a type, with its tokenizer, and return its folder."""
+def save_backbone(folder: Path, model_type: str = "llama", seed: int = 0, **fields) -> Path:
+    """Write a random backbone of a type, with its tokenizer, and return its folder.
+
+    Args:
+        fields: of the config, in place of those in `MODELS`.
+    """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    vocab_size = save_tokenizer(folder, "encoder" if model_type == "bert" else "decoder")
-    common = {
-        **SIZES,
-        "vocab_size": vocab_size,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    model = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**common, **HEADS)),
-        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**common, **HEADS)),
-        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**common, **HEADS, head_dim=8)),
-        "bert": lambda: BertModel(BertConfig(**common, num_attention_heads=4)),
-    }[model_type]()
+    kind, own, family = MODELS[model_type]
+    specials = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {"vocab_size": save_tokenizer(folder, family), **SIZES, **specials}
+    model = kind(kind.config_class(**{**sizes, **own, **fields}))
     with torch.no_grad():  # larger than the usual start, so that differences show
         for parameter in model.parameters():
             if parameter.dim() == 2:

@@ -74,6 +74,7 @@ def build_trainee(
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=target_modules(backbone, lora),
+        fan_in_fan_out=backbone.is_transposed,
     )
     peft_model = get_peft_model(backbone.model, config)
     module = build_head(head, backbone.spec.hidden_size) if head else None

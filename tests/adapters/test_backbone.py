@@ -45,7 +45,7 @@ def test_what_is_nowhere_is_said_with_what_there_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"model_type": "gpt2"}, {"model_type": "qwen2", "use_sliding_window": True}]
+    "fields", [{"model_type": "bloom"}, {"model_type": "gpt2", "add_cross_attention": True}]
 )
 def test_an_architecture_that_cannot_be_served_is_refused(tmp_path, decoder_folder, fields):
     folder = shutil.copytree(decoder_folder, tmp_path / "copy")

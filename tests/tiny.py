@@ -5,16 +5,19 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    BartForConditionalGeneration,
     BertModel,
     DistilBertModel,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    MarianMTModel,
     MistralForCausalLM,
     ModernBertModel,
     PreTrainedTokenizerFast,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     RobertaModel,
+    T5ForConditionalGeneration,
     XLMRobertaModel,
 )
 
@@ -36,6 +39,25 @@ SIZES = {
 }
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 FOUR_HEADS = {"num_attention_heads": 4}
+T5_SIZES = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+}
+T5_SIZES["decoder_start_token_id"] = 0
+BART_SIZES = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "decoder_start_token_id": 2,
+}
 # How each type is made: its class, its own fields of the config, and its family.
 MODELS = {
     "llama": (LlamaForCausalLM, HEADS, "decoder"),
@@ -47,6 +69,9 @@ MODELS = {
     "roberta": (RobertaModel, FOUR_HEADS, "encoder"),
     "xlm-roberta": (XLMRobertaModel, FOUR_HEADS, "encoder"),
     "distilbert": (DistilBertModel, {**FOUR_HEADS, "hidden_dim": 48}, "encoder"),
+    "t5": (T5ForConditionalGeneration, T5_SIZES, "encoder-decoder"),
+    "bart": (BartForConditionalGeneration, BART_SIZES, "encoder-decoder"),
+    "marian": (MarianMTModel, {**BART_SIZES, "decoder_start_token_id": 0}, "encoder-decoder"),
     "modernbert": (ModernBertModel, {**FOUR_HEADS, "local_attention": 16}, "encoder"),
 }
 
@@ -64,7 +89,7 @@ def save_tokenizer(folder: Path, family: str) -> int:
         show_progress=False,
     )
     inner.train_from_iterator(CORPUS, trainer)
-    if family == "encoder":
+    if family != "decoder":
         inner.post_processor = processors.TemplateProcessing(
             single="<|start|> $A <|end|>", special_tokens=[("<|start|>", 1), ("<|end|>", 2)]
         )

@@ -184,9 +184,8 @@ def can_pack(config: Any) -> bool:
 
 def max_positions(config: Any) -> int:
     """Return the most positions of a row; for T5, whose positions are relative, those it was trained with."""
-    return int(
-        getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 512)
-    )
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return most or 512
 
 
 def first_position(config: Any) -> int:

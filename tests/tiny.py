@@ -119,5 +119,7 @@ def save_backbone(folder: Path, model_type: str = "llama", seed: int = 0, **fiel
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.normal_(0, 0.15)
+        if hasattr(model, "final_logits_bias"):
+            model.final_logits_bias.normal_()
     model.save_pretrained(folder)
     return folder

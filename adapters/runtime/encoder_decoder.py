@@ -1,7 +1,8 @@
 """Passes of an encoder-decoder: the encoder once over a new row, then the decoder, a token at a time.
 
-A row's blocks hold the decoder's keys and values of the encoder's output first, a cell for each source token, and of the
-decoder's own tokens behind them; so the cache bounds both. A row that is scored ends with the encoder's output.
+A row's blocks hold the decoder's keys and values of the encoder's output first, a cell for each source token, and
+those of the decoder's own tokens behind them; so the cache bounds both. A row that is scored ends with the encoder's
+output.
 Shape letters: B rows, S source tokens of the longest row, Q new tokens of the decoder, D hidden size.
 """
 

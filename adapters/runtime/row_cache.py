@@ -1,6 +1,7 @@
 """Our blocks of keys and values as the library's own models see them: its cache hook over `KeyValueCache`.
 
-Shape letters: B rows, K key-value heads, Q new tokens of the longest row, P past tokens of the longest row, D head size.
+Shape letters: B rows, K key-value heads, Q new tokens of the longest row, P past tokens of the longest row, D head
+size.
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ class RowLayer(CacheLayerMixin):
         self.is_initialized = True
 
     @property
-    def keys(self) -> Tensor:  # type: ignore[override]
+    def keys(self) -> Tensor:
         """The past, ``[B, K, P, D]``; the library reads it of a cross attention whose keys are known."""
         return self._read(self._cache.keys)
 
     @property
-    def values(self) -> Tensor:  # type: ignore[override]
+    def values(self) -> Tensor:
         return self._read(self._cache.values)
 
     def update(

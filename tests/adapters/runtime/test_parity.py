@@ -148,7 +148,7 @@ def rows_for(tokenizer, spec, adapters):
                 f"row-{i}",
                 tokenizer.encode(texts[i % len(texts)]).ids,
                 name,
-                None if is_scored else Generation(6, tokenizer.end_ids),
+                None if is_scored else Generation(6, tokenizer.end_ids, num_logprobs=0),
                 embed="mean" if name is None and is_scored else None,
             )
         )
@@ -177,7 +177,7 @@ def stock_answers(spec, root, adapters, rows):
 
 
 def stock_answer(model, spec, root, row):
-    """Return the logits or embedding of a row that is scored, the tokens of one that generates."""
+    """Return the logits or embedding of a row that is scored, tokens and log-probabilities of one that generates."""
     ids = torch.tensor([list(row.token_ids)])
     if row.generation is not None:
         return greedy(model, spec, row)
@@ -206,7 +206,7 @@ def greedy(model, spec, row):
         written.append(settings.decoder_start_token_id)
         if settings.forced_bos_token_id is not None:
             written.append(settings.forced_bos_token_id)
-    begin = len(written)
+    begin, logprobs = len(written), []
     while len(written) - begin < row.generation.max_new_tokens:
         if spec.family == "encoder-decoder":
             out = model(input_ids=source, decoder_input_ids=torch.tensor([written]))
@@ -219,7 +219,8 @@ def greedy(model, spec, row):
         if token in row.generation.end_ids:
             break
         written.append(token)
-    return written[begin:]
+        logprobs.append(logits.log_softmax(0)[token])
+    return written[begin:], torch.tensor(logprobs)
 
 
 def test_the_architectures_that_must_run_packed_do():
@@ -237,7 +238,8 @@ def test_a_mixed_batch_equals_stock_peft_row_by_row(worlds, case, way):
     assert backbone.is_packed == settings["is_packed"]
     if way == "packed":
         assert can_pack(backbone.config)
-    limits = EngineLimits(chunk_tokens=24, cache_bytes=2**21, prefix_bytes=2**19)
+    # Steps so short that rows start one after the other, and decode at different places.
+    limits = EngineLimits(step_tokens=128, chunk_tokens=24, cache_bytes=2**21, prefix_bytes=2**19)
     engine = Engine(
         backbone, lambda name: world.root / name, limits, use_kernels=settings["use_kernels"]
     )
@@ -247,7 +249,11 @@ def test_a_mixed_batch_equals_stock_peft_row_by_row(worlds, case, way):
     for row, result, expected in zip(world.rows, results, world.expected, strict=True):
         assert result.error is None, result.error
         if row.generation is not None:
-            assert list(result.output.token_ids) == expected
+            tokens, logprobs = expected
+            assert list(result.output.token_ids) == tokens
+            assert_close(
+                torch.tensor([chosen.logprob for chosen in result.output.logprobs]), logprobs
+            )
         else:
             output = result.output
             actual = output.logits if output.embedding is None else output.embedding
@@ -256,5 +262,7 @@ def test_a_mixed_batch_equals_stock_peft_row_by_row(worlds, case, way):
 
 def assert_close(actual, expected):
     """The one tolerance rule: |a - b| <= 1e-4 * max(1, |b|)."""
+    if not len(expected):
+        return
     worst = ((actual - expected).abs() / expected.abs().clamp(min=1)).max()
     assert worst <= 1e-4, worst

@@ -3,6 +3,8 @@ FROM python:3.11-slim-bookworm AS base
 # Where to find a CPU build of torch, if pip would otherwise bring CUDA.
 ARG TORCH_INDEX_URL=""
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HEADSTOCK_HOME=/var/lib/headstock
+# The compiler is for the CPU kernels, which are built on the machine that runs them.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/headstock
 COPY requirements.lock backbones.txt ./
 RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} torch==2.13.0 \

@@ -257,15 +257,16 @@ def _check_task(manifest: Manifest, head: dict[str, RawTensor], spec: BackboneSp
         task = get_task(manifest.task, manifest.options)
     except HeadstockError as error:
         raise InvalidBundle(f"{MANIFEST_FILE}: {error.message}") from error
+    if spec is not None and spec.family not in task.families:
+        raise InvalidBundle(
+            f"An {spec.family} backbone can't write text, which '{manifest.task}' needs."
+        )
     wanted = manifest.head
-    family = spec.family if spec else "decoder"
-    expected = task.head(family)
-    if family == "encoder" and expected is None:
-        raise InvalidBundle(f"An encoder backbone can't write text, which '{manifest.task}' needs.")
-    if wanted != expected:
+    expected = [task.head(family) for family in ([spec.family] if spec else task.families)]
+    if wanted not in expected:
         raise InvalidBundle(
             f"The manifest's head '{wanted}' is not the one that '{manifest.task}' with these options has: "
-            f"'{expected}'."
+            f"'{expected[0]}'."
         )
     if wanted is None:
         return

@@ -12,9 +12,7 @@ Decode = Callable[[Sequence[int]], str]
 BROKEN = "\ufffd"  # what decoders put for bytes that are no character, or not yet
 LONGEST_WAIT = 64  # broken characters in a row that can't be the start of anything any more
 NUM_CONTEXT = 8  # tokens kept as context when the window is cut
-CONTEXT_CHARACTERS = (
-    4  # no unfinished character has as many bytes, so it lies inside such a context
-)
+CONTEXT_CHARACTERS = 4  # that these must have: an unfinished one has fewer bytes, so it lies inside
 
 
 class Detokenizer:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import UnsupportedBackbone
+from adapters.errors import InvalidRequest, UnsupportedBackbone
 from adapters.tensors import canonical_digest
 
 
@@ -52,40 +53,66 @@ class Tokenizer:
 
     def encode_around(self, text: str, start: int, stop: int) -> Tokens:
         """Return a prompt's tokens: special ones outside [start, stop), where the template wrote them, only."""
-        parts = [
-            (0, self._inner(text[:start], add_special_tokens=False, return_offsets_mapping=True)),
-            (
-                start,
-                self._inner(
-                    text[start:stop],
-                    add_special_tokens=False,
-                    return_offsets_mapping=True,
-                    split_special_tokens=True,
-                ),
-            ),
-            (stop, self._inner(text[stop:], add_special_tokens=False, return_offsets_mapping=True)),
-        ]
-        ids = [token for _, part in parts for token in part["input_ids"]]
-        offsets = [
-            (begin + base, end + base)
-            for base, part in parts
-            for begin, end in part["offset_mapping"]
-        ]
+        return self.encode_chat(text, [(start, stop)])
+
+    def encode_chat(self, text: str, messages: Sequence[tuple[int, int]]) -> Tokens:
+        """Return a prompt's tokens, of several messages: special ones outside these only.
+
+        Args:
+            messages: their places, [start, stop) in code points, in order.
+        """
+        borders = [0, *(border for message in messages for border in message), len(text)]
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for i, (start, stop) in enumerate(pairwise(borders)):
+            part = self._inner(
+                text[start:stop],
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                split_special_tokens=i % 2 == 1,
+            )
+            ids += part["input_ids"]
+            offsets += [(begin + start, end + start) for begin, end in part["offset_mapping"]]
         return Tokens(ids, offsets)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._inner.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    def decode_token(self, token_id: int) -> str:
+        """Return one token's text, a special token spelled out; a part of a character is U+FFFD."""
+        text: str = self._inner.decode([token_id], skip_special_tokens=False)
+        return text
+
+    @property
+    def closes_texts(self) -> bool:
+        """Whether a special token ends each text by itself, as with T5, BART and BERT."""
+        ids = self._inner("a")["input_ids"]
+        return ids[-1] in self._inner.all_special_ids
+
     @property
     def has_chat(self) -> bool:
         return bool(self._inner.chat_template)
 
     def chat(self, messages: list[dict[str, str]]) -> str:
-        """Return the prompt for an assistant's next turn, special tokens spelled out."""
-        text: str = self._inner.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        """Return the prompt for an assistant's next turn, special tokens spelled out.
+
+        Raises:
+            InvalidRequest: the backbone's template does not take these roles, or not in this order.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self._inner.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise InvalidRequest(
+                f"The backbone's chat template does not take messages of '{roles}': {error}. "
+                "Send other roles, or the same in another order.",
+                param="messages",
+            ) from error
         return text
 
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,7 +22,16 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
         return f"unknown field '{path}'. Leave it out, or check its spelling.", path
     if problem["type"] in ("string_pattern_mismatch", "string_too_short"):
         return f"field '{path}' is empty. Give it some text.", path
-    return printable(f"field '{path}' is {shown(problem['input'])}: {problem['msg']}."), path
+    said = problem["msg"].removeprefix("Value error, ")
+    if not path:  # what is wrong lies between the fields
+        return printable(f"{said}."), path
+    return printable(f"field '{path}' is {shown(problem['input'])}: {said}."), path
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Return names in quotes, the first ones and how many more there are."""
+    told = ", ".join(f"'{name}'" for name in names[:limit])
+    return told + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def shown(value: Any) -> str:

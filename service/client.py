@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
+
+TRY_AGAIN = (429, 503)  # the server did nothing, and says in Retry-After when it may
+MAX_RETRY_SECONDS = 30.0
 
 
 class ClientError(Exception):
@@ -32,10 +38,20 @@ class Client:
 
     Args:
         url: where it listens, such as ``http://127.0.0.1:8000``.
+        timeout_seconds: how long to wait for an answer, or for the next piece of one that streams.
+        retries: how often to send a call again that a full or restarting server refused (429, 503), after the
+            time in its ``Retry-After``, 30 seconds at most.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8000", timeout_seconds: float = 120.0) -> None:
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        timeout_seconds: float = 120.0,
+        *,
+        retries: int = 0,
+    ) -> None:
         self._http = httpx.Client(base_url=url, timeout=timeout_seconds)
+        self._retries = retries
 
     def __enter__(self) -> Client:
         return self
@@ -51,20 +67,43 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def predict(self, adapter: str, inputs: Any, **parameters: Any) -> list[dict[str, Any]]:
-        """Return the answers of one adapter, in the inputs' order; a row that failed holds ``error``."""
-        body = {"adapter": adapter, "inputs": inputs, "parameters": parameters}
-        predictions: list[dict[str, Any]] = self._call("POST", "/v1/predict", json=body)[
-            "predictions"
-        ]
-        return predictions
+    def predict(
+        self, adapter: str, inputs: Any, *, timeout_seconds: float | None = None, **parameters: Any
+    ) -> list[dict[str, Any]]:
+        """Return the answers of one adapter, in the inputs' order; a row that failed holds ``error``.
 
-    def predict_many(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        Args:
+            timeout_seconds: what the server may take; the rest of the rows then end with an error.
+        """
+        body = {"adapter": adapter, "inputs": inputs, "parameters": parameters}
+        return self._predict(body, timeout_seconds)
+
+    def predict_many(
+        self, requests: list[dict[str, Any]], *, timeout_seconds: float | None = None
+    ) -> list[dict[str, Any]]:
         """Answer requests for many adapters, each ``{"adapter", "input", "parameters"?}``, in order."""
-        predictions: list[dict[str, Any]] = self._call(
-            "POST", "/v1/predict", json={"requests": requests}
-        )["predictions"]
-        return predictions
+        return self._predict({"requests": requests}, timeout_seconds)
+
+    def predict_stream(
+        self, adapter: str, given: Any, *, timeout_seconds: float | None = None, **parameters: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a generated answer as it is made: ``{"delta": text}`` each, then the whole one with ``"done": true``.
+
+        Raises:
+            ClientError: the call was refused, or the answer broke off.
+        """
+        body = {"adapter": adapter, "inputs": [given], "parameters": parameters, "stream": True}
+        options = {"json": _with_timeout(body, timeout_seconds)}
+        response = self._send("POST", "/v1/predict", stream=True, **options)
+        try:
+            if not response.is_success:
+                response.read()
+                _body(response)
+            yield from _events(response)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        finally:
+            response.close()
 
     def list_adapters(self) -> list[dict[str, Any]]:
         adapters: list[dict[str, Any]] = self._call("GET", "/v1/adapters")["adapters"]
@@ -111,17 +150,60 @@ class Client:
         except httpx.TransportError:
             return False
 
+    def _predict(self, body: dict[str, Any], timeout_seconds: float | None) -> list[dict[str, Any]]:
+        answer = self._call("POST", "/v1/predict", json=_with_timeout(body, timeout_seconds))
+        predictions: list[dict[str, Any]] = answer["predictions"]
+        return predictions
+
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise ClientError(
-                0,
-                "unreachable",
-                f"No server answers at {self._http.base_url} ({type(error).__name__}). Start one with "
-                "'headstock serve'.",
-            ) from error
-        return _body(response)
+        return _body(self._send(method, path, **options))
+
+    def _send(
+        self, method: str, path: str, *, stream: bool = False, **options: Any
+    ) -> httpx.Response:
+        """Return the response, the last one if the server refused every try."""
+        for tries_left in range(self._retries, -1, -1):
+            try:
+                request = self._http.build_request(method, path, **options)
+                response = self._http.send(request, stream=stream)
+            except httpx.TransportError as error:
+                raise self._unreachable(error) from error
+            if response.status_code not in TRY_AGAIN or not tries_left:
+                break
+            response.close()
+            time.sleep(_retry_seconds(response))
+        return response
+
+    def _unreachable(self, error: Exception) -> ClientError:
+        return ClientError(
+            0,
+            "unreachable",
+            f"No server answers at {self._http.base_url} ({type(error).__name__}). Start one with "
+            "'headstock serve'.",
+        )
+
+
+def _with_timeout(body: dict[str, Any], timeout_seconds: float | None) -> dict[str, Any]:
+    return body if timeout_seconds is None else {**body, "timeout_seconds": timeout_seconds}
+
+
+def _retry_seconds(response: httpx.Response) -> float:
+    """Return how long the server asks to wait; a second if it does not say in seconds."""
+    asked = response.headers.get("Retry-After", "")
+    return min(float(asked), MAX_RETRY_SECONDS) if asked.isdecimal() else 1.0
+
+
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        if not line.startswith("data: "):
+            continue
+        event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+        if "error" in event:
+            raise ClientError(response.status_code, **event["error"])
+        yield event
+        if event.get("done"):
+            return
+    raise ClientError(response.status_code, "broken_off", "The answer broke off before its end.")
 
 
 def _body(response: httpx.Response) -> dict[str, Any]:

@@ -29,6 +29,8 @@ STATUS = {
     "deadline_exceeded": 504,
 }
 
+RETRIED = ("overloaded", "unavailable")  # nothing was done: the same request may be sent again
+
 
 def error_body(error: HeadstockError) -> dict[str, Any]:
     """Return ``{"code", "message", "param"}``."""
@@ -41,7 +43,7 @@ def status_of(error: HeadstockError) -> int:
 
 
 def error_response(error: HeadstockError, **more: Any) -> JSONResponse:
-    headers = {"Retry-After": "1"} if error.code == "overloaded" else None
+    headers = {"Retry-After": "1"} if error.code in RETRIED else None
     return JSONResponse({"error": error_body(error), **more}, status_of(error), headers)
 
 

@@ -1,17 +1,37 @@
-"""What every request must pass before a route sees it: a bound on its size, and errors in the one JSON form."""
+"""What every request must pass before a route sees it: an open server, a bound on its size, errors in one JSON form."""
 
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from adapters.errors import HeadstockError, TooLarge
+from adapters.errors import HeadstockError, TooLarge, Unavailable
 from service.errors import error_response, internal_error
 
 logger = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.02
 UPLOAD_PATH = "/v1/adapters"  # has its own bound, counted as the body is written to disk
+
+
+@dataclass(slots=True)
+class Traffic:
+    """How many requests are being answered, and whether more are let in; written on the event loop, read anywhere."""
+
+    num_requests: int = 0
+    is_draining: bool = False
+
+    def wait_until_idle(self, timeout_seconds: float) -> bool:
+        """Return whether the last request was answered in time."""
+        deadline = time.monotonic() + timeout_seconds
+        while self.num_requests:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return True
 
 
 class Gatekeeper:
@@ -22,14 +42,24 @@ class Gatekeeper:
         max_body_bytes: bound of a body, uploads excepted.
     """
 
-    def __init__(self, app: Any, max_body_bytes: int) -> None:
+    def __init__(self, app: Any, max_body_bytes: int, traffic: Traffic) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._traffic = traffic
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif self._traffic.is_draining:
+            await error_response(_stopping())(scope, receive, send)
+        else:
+            self._traffic.num_requests += 1
+            try:
+                await self._answer(scope, receive, send)
+            finally:
+                self._traffic.num_requests -= 1
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         has_begun = is_too_large = False
         size = 0
 
@@ -63,6 +93,10 @@ def _response_to(error: Exception) -> JSONResponse:
         return error_response(error)
     logger.exception("A request failed")
     return internal_error(error)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("The server is stopping. Send the request to another, or again later.")
 
 
 def _too_large(limit: int) -> TooLarge:

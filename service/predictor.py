@@ -6,7 +6,7 @@ import functools
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -18,12 +18,15 @@ from adapters.registry.registry import Registry, Version
 from adapters.runtime.rows import Row, RowResult
 from adapters.tasks.base import Encoded
 from adapters.tasks.catalog import AnyTask, get_task
+from adapters.text_stream import StreamText
 from adapters.tokenizer import Tokenizer
 from adapters.validation import first_problem, shown
 from service.protocols.native import PredictItem
 
 logger = logging.getLogger(__name__)
 _MAX_TASKS = 4096
+# The fields that a request may be made of alone, and so be written as a bare string.
+_TEXT_FIELDS = ("text", "source", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,19 @@ class Predictor:
         self._resolve = functools.lru_cache(4096)(self._resolve_at)
         self._tasks: dict[str, AnyTask] = {}
 
-    def prepare(self, items: Sequence[PredictItem]) -> list[Prepared | HeadstockError]:
-        """Return a row for each item, or what is wrong with it; nobody else's fault touches a row."""
+    def prepare(
+        self, items: Sequence[PredictItem], deadline: float | None = None
+    ) -> list[Prepared | HeadstockError]:
+        """Return a row for each item, or what is wrong with it; nobody else's fault touches a row.
+
+        Args:
+            deadline: `Row.deadline` of them all.
+        """
         generation = self._registry.generation()
         prepared: list[Prepared | HeadstockError] = []
         for item in items:
             try:
-                prepared.append(self._prepare(item, generation))
+                prepared.append(self._prepare(item, generation, deadline))
             except HeadstockError as error:
                 prepared.append(error)
         return prepared
@@ -76,7 +85,31 @@ class Predictor:
             for item in prepared
         ]
 
-    def _prepare(self, item: PredictItem, generation: int) -> Prepared:
+    def prepare_stream(self, item: PredictItem, deadline: float | None = None) -> Prepared:
+        """Return the row of an item, to be handed over token by token.
+
+        Raises:
+            HeadstockError: what is wrong with it, such as a task that does not generate.
+        """
+        (prepared,) = self.prepare([item], deadline)
+        if isinstance(prepared, HeadstockError):
+            raise prepared
+        generation = prepared.row.generation
+        if generation is None:
+            raise InvalidRequest(
+                f"Adapter '{item.adapter}' does '{prepared.task.name}', which answers at once; only tasks that "
+                "generate text can stream. Leave 'stream' out.",
+                param="stream",
+            )
+        row = replace(prepared.row, generation=replace(generation, stream=True))
+        return replace(prepared, row=row)
+
+    def stream_text(self, prepared: Prepared) -> StreamText:
+        """Return what turns the tokens of a streaming row into text."""
+        generation = prepared.row.generation
+        return StreamText(self._tokenizer.decode, generation.stop if generation else ())
+
+    def _prepare(self, item: PredictItem, generation: int, deadline: float | None) -> Prepared:
         version = self._resolve(item.adapter, generation)
         task = self._task_of(version)
         request = _validate(task, "Request", _as_object(task, item.input), "input")
@@ -88,6 +121,7 @@ class Predictor:
             encoded.token_ids,
             version.digest,
             task.generation(self._tokenizer, parameters),
+            deadline=deadline,
         )
         return Prepared(version, task, request, encoded, row)
 
@@ -137,9 +171,8 @@ class Predictor:
 
 def _as_object(task: AnyTask, given: Any) -> Any:
     """Return a bare string as the request of a task that takes one text."""
-    if isinstance(given, str) and "text" in task.Request.model_fields:
-        return {"text": given}
-    return given
+    field = next((name for name in _TEXT_FIELDS if name in task.Request.model_fields), None)
+    return {field: given} if isinstance(given, str) and field else given
 
 
 def _validate(task: AnyTask, part: str, given: Any, param: str) -> Any:
@@ -148,7 +181,7 @@ def _validate(task: AnyTask, part: str, given: Any, param: str) -> Any:
         return model.model_validate(given)
     except ValidationError as error:
         message, path = first_problem(error)
-        if not path:  # not an object at all
+        if not isinstance(given, dict):
             fields = ", ".join(f"'{name}'" for name in model.model_fields)
             message = f"{shown(given)} is not an object with the fields {fields}."
         raise InvalidRequest(

@@ -2,75 +2,112 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import socket
 import sys
 import threading
-import time
-from multiprocessing.managers import SyncManager
-from typing import Any
-from unittest import mock
+from typing import Any, NoReturn
 
 import litserve as ls
+from litserve.transport.base import MessageTransport
+from litserve.utils import WorkerSetupStatus
 
 from adapters.backbone import backbone_name, describe_backbone, find_backbone
 from adapters.errors import EnvironmentProblem, Unavailable
 from adapters.tokenizer import load_tokenizer
+from service.calls import EngineCalls
 from service.errors import add_error_handlers
-from service.inference import EngineApi, EngineSpec, die_with_parent
-from service.limits import Gatekeeper
+from service.inference import API_PATH, EngineApi
+from service.limits import Gatekeeper, Traffic
 from service.opening import open_registry
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
 from service.routes.predict import predict_router
 from service.settings import Settings
+from service.supervisor import Supervisor
+from service.wire import Wire
 
 logger = logging.getLogger(__name__)
-_LAST_ANSWERS_SECONDS = 0.5  # what the API thread gets to send the errors out
+_LAST_ANSWERS_SECONDS = 1.0  # what the API thread gets to send the errors out
+_WORKER_STATUS = f"{API_PATH.strip('/')}_0"
 
 
 class Server(ls.LitServer):
-    """A LitServer that ends, calls in flight answered, when its engine's process is gone.
+    """A LitServer whose engine is on a wire of our own, and is started again when it dies.
 
-    LitServe's own monitor would shut the manager down under the main thread and leave the API thread running.
+    LitServe's queues live in a process of their own, forked from this one: it costs memory, holds the listening
+    socket when it is orphaned, and takes what a killed worker left. None of it is started here.
     """
 
-    is_stopping = False
+    has_started = False
 
-    def _init_manager(self, num_api_servers: int) -> Any:
-        """As LitServe's, but the manager's process ends with this one: it holds the listening socket."""
-        with mock.patch("litserve.server.mp.Manager", _start_manager):
-            return super()._init_manager(num_api_servers)
+    def __init__(self, api: EngineApi, calls: EngineCalls, traffic: Traffic) -> None:
+        # The engine picks its device itself, by settings.device.
+        super().__init__(api, accelerator="cpu", timeout=False, restart_workers=False)
+        self._monitor_workers = False
+        self._api = api
+        self.calls = calls
+        self.traffic = traffic
+        self.supervisor = Supervisor(calls, self._launch, self._on_ready, self._on_give_up)
+
+    def drain(self, drain_seconds: float) -> None:
+        """Refuse new calls, let running ones finish, answer the rest with 503, and let `run` return."""
+        self.traffic.is_draining = self.calls.is_draining = True
+        if not self.traffic.wait_until_idle(drain_seconds):
+            self.calls.fail_all(
+                Unavailable("The server stopped before this was finished. Send the request again.")
+            )
+            self.traffic.wait_until_idle(_LAST_ANSWERS_SECONDS)
+        self.supervisor.stop()
+        if not self.has_started:
+            _end_process(0)
+        self._shutdown_event.set()
 
     def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:
-        self._monitor_workers = False
-        workers: list[Any] = super().launch_inference_worker(lit_api)
-        threading.Thread(target=self._watch, args=(workers, lit_api.spec), daemon=True).start()
-        return workers
+        self.supervisor.start()
+        return []  # not LitServe's to watch or to end
 
-    def _watch(self, workers: list[Any], spec: EngineSpec) -> None:
-        multiprocessing.connection.wait([worker.sentinel for worker in workers])
-        if self.is_stopping:
+    def _launch(self, wire: Wire) -> Any:
+        self._api.wire = wire
+        return self.launch_single_inference_worker(self._api, 0)
+
+    def _on_ready(self) -> None:
+        self.workers_setup_status[_WORKER_STATUS] = WorkerSetupStatus.READY
+
+    def _on_give_up(self, reason: str) -> None:
+        if not self.has_started:
+            self.workers_setup_status[_WORKER_STATUS] = WorkerSetupStatus.ERROR
             return
-        codes = ", ".join(str(worker.exitcode) for worker in workers)
-        logger.error("The engine's process ended (exit code %s); the server ends too.", codes)
-        spec.fail_waiting_calls(
-            Unavailable(
-                "The engine's process ended while it worked on this. Send the request again."
-            )
-        )
-        time.sleep(_LAST_ANSWERS_SECONDS)
-        os._exit(1)
+        logger.critical("The engine is not started again: %s. The server ends.", reason)
+        self.traffic.wait_until_idle(_LAST_ANSWERS_SECONDS)
+        _end_process(1)
+
+    def _start_server(self, *args: Any, **options: Any) -> Any:
+        self.has_started = True
+        return super()._start_server(*args, **options)
+
+    def _init_manager(self, num_api_servers: int) -> None:
+        """Put plain objects where LitServe would start its manager's process; the API is a thread of this one."""
+        self.workers_setup_status: dict[str, str] = {}
+        self._shutdown_event = threading.Event()
+        self.litapi_request_queues = {API_PATH: None}
+        self._transport = _Silent()
+
+    def _perform_graceful_shutdown(self, *_: Any, **__: Any) -> None:
+        """Do nothing: `drain` ended the engine, and the API's thread ends with the process."""
 
 
-def _start_manager() -> SyncManager:
-    manager = SyncManager(ctx=multiprocessing.get_context())
-    manager.start(initializer=die_with_parent)
-    return manager
+class _Silent(MessageTransport):
+    """Where LitServe listens for replies; ours come over the wire."""
+
+    def send(self, item: Any, consumer_id: int) -> None:
+        raise NotImplementedError
+
+    async def areceive(self, timeout: int | None = None, consumer_id: int | None = None) -> Any:
+        await asyncio.Event().wait()
 
 
 def build_server(settings: Settings) -> Server:
@@ -84,23 +121,19 @@ def build_server(settings: Settings) -> Server:
     folder = find_backbone(settings.backbone, settings.home)
     backbone = describe_backbone(folder, backbone_name(settings.backbone))
     registry.add_backbone(backbone)
-    api = EngineApi(settings, backbone)
-    server = Server(
-        api,
-        accelerator="cpu",  # the engine picks its device itself, by settings.device
-        timeout=False,
-        restart_workers=False,
-    )
+    calls = EngineCalls(settings.max_waiting_calls, settings.max_waiting_tokens)
+    traffic = Traffic()
+    server = Server(EngineApi(settings, backbone, calls), calls, traffic)
     predictor = Predictor(registry, load_tokenizer(folder), backbone, settings.max_row_tokens)
     server.app.title = "Headstock"
-    server.app.include_router(predict_router(predictor, api.spec, settings.max_rows_per_call))
+    server.app.include_router(predict_router(predictor, calls, settings))
     server.app.include_router(adapters_router(registry, settings.max_bundle_bytes))
     add_error_handlers(server.app)
-    server.app.add_middleware(Gatekeeper, max_body_bytes=settings.max_body_bytes)
+    server.app.add_middleware(Gatekeeper, settings.max_body_bytes, traffic)
     return server
 
 
-def run_server(settings: Settings) -> None:
+def run_server(settings: Settings) -> NoReturn:
     """Serve until SIGTERM or Ctrl-C, then end this process.
 
     Raises:
@@ -123,10 +156,14 @@ def run_server(settings: Settings) -> None:
         raise EnvironmentProblem(
             "The engine did not start; the lines above tell why. Check --dtype, --device and memory."
         ) from error
-    # The API thread is not LitServe's to end (it calls terminate(), which threads don't have).
+    _end_process(0)
+
+
+def _end_process(code: int) -> NoReturn:
+    """End without waiting for threads: the API's can't be told to end."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def check_port(host: str, port: int) -> None:
@@ -144,19 +181,10 @@ def check_port(host: str, port: int) -> None:
 
 
 def _stop_on_signals(server: Server, drain_seconds: float) -> None:
-    def drain() -> None:
-        server.is_stopping = True
-        deadline = time.monotonic() + drain_seconds
-        spec = server.lit_api.spec
-        while spec.num_waiting_calls and time.monotonic() < deadline:
-            time.sleep(0.05)
-        # It is about to complain that it can't end our API thread; the process ends right after.
-        logging.getLogger("litserve").setLevel(logging.CRITICAL)
-        server._shutdown_event.set()
-
     def stop(*_: object) -> None:
-        # On a thread: the main one is inside a call to the manager, which can't be called again from here.
-        threading.Thread(target=drain, daemon=True).start()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait
+        if not server.traffic.is_draining:
+            threading.Thread(target=server.drain, args=(drain_seconds,), daemon=True).start()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -41,11 +41,32 @@ class Settings(BaseSettings):
     )
     max_row_tokens: int = Field(4096, ge=16, description="Longest prompt plus answer of one row.")
     step_tokens: int = Field(2048, ge=16, description="Tokens that one pass of the backbone takes.")
+    chunk_tokens: int = Field(
+        256, ge=16, description="Tokens of prompts in a pass, while other rows generate."
+    )
+    fair_tokens: int = Field(
+        96, ge=1, description="Tokens of a pass, while one adapter is behind another."
+    )
     max_running: int = Field(64, ge=1, description="Rows that generate at once.")
     cache_bytes: int = Field(512 * 2**20, ge=2**20, description="Keys and values of running rows.")
-    bank_bytes: int = Field(1024 * 2**20, ge=2**20, description="Weights of resident adapters.")
+    prefix_bytes: int = Field(
+        128 * 2**20, ge=0, description="Part of it kept for rows to come that begin alike; 0: none."
+    )
+    bank_bytes: int = Field(
+        1024 * 2**20, ge=2**20, description="Weights of adapters on the device."
+    )
+    bank_slots: int | None = Field(None, ge=1, description="Number of them; no bound if unset.")
+    host_bytes: int = Field(
+        1024 * 2**20, ge=0, description="Weights of adapters kept ready in main memory."
+    )
     max_waiting_calls: int = Field(
         512, ge=1, description="Calls in flight beyond which 429 is sent."
+    )
+    max_waiting_tokens: int = Field(
+        2**20, ge=16, description="Prompt and answer tokens in flight beyond which 429 is sent."
+    )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, le=3600, description="Time that a call gets if it does not say."
     )
     max_rows_per_call: int = Field(256, ge=1, description="Inputs in one call of /v1/predict.")
     max_body_bytes: int = Field(

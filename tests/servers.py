@@ -1,11 +1,15 @@
-"""A real server in a process of its own, on a free port, ended with the test."""
+"""A real server in a process of its own, on a free port, ended with the test; and calls from other threads."""
 
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+import httpx
+import psutil
 
 from service.client import Client
 from service.demo import free_port
@@ -15,9 +19,11 @@ START_SECONDS = 120
 
 
 @contextmanager
-def running_server(home: Path, backbone: str, **settings):
-    """Serve a backbone from a home folder; give the client and the process."""
+def running_server(home: Path, backbone: str, *, ready: bool = True, **settings):
+    """Serve a backbone from a home folder; give the client and the process, at once if not ``ready``."""
     port = free_port()
+    # One thread: two on a busy machine wait for each other longer than they compute.
+    settings = {"threads": 1, **settings}
     environment = {
         **os.environ,
         "HEADSTOCK_HOME": str(home),
@@ -32,7 +38,8 @@ def running_server(home: Path, backbone: str, **settings):
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
-            wait_until_ready(client, process, log)
+            if ready:
+                wait_until_ready(client, process, log)
             yield client, process
     finally:
         process.terminate()
@@ -44,3 +51,48 @@ def wait_until_ready(client, process, log):
     while not client.is_healthy():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
+
+
+def wait_until(condition, seconds=60):
+    """Poll a condition until it holds; return what it gave."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "It never came true."
+        time.sleep(0.005)  # a breath between two looks, not a guess at how long it takes
+    return value
+
+
+class Callers:
+    """Calls sent from threads of their own, each on its own connection; `post` gives a future of the response."""
+
+    def __init__(self, client, threads=16):
+        self._url = client._http.base_url
+        self._pool = ThreadPoolExecutor(threads)
+
+    def post(self, body):
+        return self._pool.submit(self._post, body)
+
+    def _post(self, body):
+        with httpx.Client(base_url=self._url, timeout=120) as http:
+            return http.post("/v1/predict", json=body)
+
+
+def children_of(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def engine_of(process):
+    """Return the engine's process; other children are multiprocessing's own."""
+    (engine,) = [c for c in children_of(process) if "spawn_main" in " ".join(c.cmdline())]
+    return engine
+
+
+def long_call(rows=200, tokens=150):
+    """Return a call that takes the tiny backbone seconds."""
+    parameters = {"max_new_tokens": tokens}
+    return {"adapter": "summary", "inputs": ["The sun."] * rows, "parameters": parameters}
+
+
+def wait_until_at_work(client):
+    steps = client.stats()["steps"]
+    wait_until(lambda: client.stats()["steps"] > steps + 1)

@@ -153,8 +153,8 @@ def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _cell(value: str) -> Any:
-    """Return a cell's JSON value if it is an object or a list of them (``answers``), else its text."""
-    if not value.startswith(("[{", "{")):
+    """Return a cell's JSON value if it is an object or a list (``answers``, ``tokens``), else its text."""
+    if not value.startswith(("[{", "{", '["')):
         return value
     try:
         return json.loads(value)

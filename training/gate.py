@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from adapters.errors import InvalidData
 from adapters.tasks.question_answering import AnsweringRequest, AnsweringTarget
+from adapters.tasks.regression import RegressionTarget
 from adapters.tasks.text_classification import ClassificationTarget
+from adapters.tasks.token_classification import TaggingTarget
 from training.data import Example
 
 MIN_ROWS = 8  # fewer than the smallest batch that teaches anything
@@ -19,7 +21,7 @@ def check_examples(
     """Return warnings about a data set.
 
     Raises:
-        InvalidData: training on it can't work: too few rows, or one class only.
+        InvalidData: training on it can't work: too few rows, one class or score only, or no entity at all.
     """
     if len(train) < min_rows:
         raise InvalidData(
@@ -27,7 +29,12 @@ def check_examples(
             "Add examples.",
             param="data.train",
         )
-    warnings = _label_warnings(train, test) + _answer_warnings([*train, *test])
+    _check_scores(train)
+    warnings = [
+        *_label_warnings(train, test),
+        *_entity_warnings(train, test),
+        *_answer_warnings([*train, *test]),
+    ]
     repeated = len(train) - len({_key(example) for example in train})
     if repeated:
         warnings.append(f"{repeated} training rows repeat another one's input.")
@@ -54,8 +61,42 @@ def _label_warnings(train: Sequence[Example], test: Sequence[Example]) -> list[s
             f"Test label '{unseen[0]}' is in no training row. Known: {', '.join(sorted(counts)[:8])}.",
             param="data.test",
         )
+    return _rare(counts)
+
+
+def _rare(counts: Counter[str]) -> list[str]:
     rare = [label for label, count in counts.items() if count < 5]
     return [f"Label '{label}' has only {counts[label]} training rows." for label in rare[:10]]
+
+
+def _entity_warnings(train: Sequence[Example], test: Sequence[Example]) -> list[str]:
+    tagged = [e.target for e in train if isinstance(e.target, TaggingTarget)]
+    if not tagged:
+        return []
+    counts = Counter(label for target in tagged for label in target.labels())
+    if not counts:
+        raise InvalidData(
+            "Every tag of the training rows is 'O'; there is nothing to find. Add rows with entities.",
+            param="data.train",
+        )
+    found = {
+        name for e in test if isinstance(e.target, TaggingTarget) for name in e.target.labels()
+    }
+    unseen = sorted(found - set(counts))
+    return [
+        *_rare(counts),
+        *(f"Test label '{label}' is in no training row; it can't be found." for label in unseen),
+    ]
+
+
+def _check_scores(train: Sequence[Example]) -> None:
+    scores = {e.target.score for e in train if isinstance(e.target, RegressionTarget)}
+    if len(scores) == 1:
+        raise InvalidData(
+            f"Every training row has the score '{scores.pop():g}'; there is nothing to learn. Add rows "
+            "with other scores.",
+            param="data.train",
+        )
 
 
 def _answer_warnings(examples: Sequence[Example]) -> list[str]:

@@ -164,10 +164,10 @@ class Run:
         if self.config.parent is None:
             task = self.inputs.task
             assert task is not None
-            if backbone.spec.family == "encoder" and task.head("encoder") is None:
+            if backbone.spec.family not in task.families:
                 raise InvalidRequest(
-                    f"'{task.name}' writes text, which an encoder such as '{backbone.spec.name}' can't. "
-                    "Choose a decoder with --backbone.",
+                    f"'{task.name}' writes text, which an {backbone.spec.family} such as "
+                    f"'{backbone.spec.name}' can't. Choose a decoder with --backbone.",
                     param="backbone",
                 )
             return task, None

@@ -16,10 +16,8 @@ from torch import Tensor
 from adapters.tasks.base import Sampling, TokenLogprob
 
 BLOCK = 256  # tokens that one draw decides among; the draw before it decides among such blocks
-NUM_CANDIDATES = (
-    1024  # filters look at this many logits first, and at eight times as many if that is not enough
-)
-NUMBERS_AT_ONCE = 400_000  # a CPU goes through so many logits at once, which stay in its cache
+NUM_CANDIDATES = 1024  # filters look at this many logits first, then at eight times as many
+NUMBERS_AT_ONCE = 200_000  # logits that a CPU works on at a time, to stay in its cache
 GREEDY_BELOW = 1e-5  # colder rows take the likeliest token: dividing by less would overflow
 
 

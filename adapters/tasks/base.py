@@ -41,6 +41,10 @@ class TaskParameters(Strict):
 
 
 Pooling = Literal["first", "last", "mean"]
+Loss = Literal["choice", "value", "tags"]
+NO_LABEL = -100  # what cross entropy passes over
+# The kinds of backbone. An encoder has no language head, so it can't write.
+FAMILIES = ("decoder", "encoder", "encoder-decoder")
 
 
 class HeadSpec(Strict):
@@ -56,26 +60,36 @@ class Encoded:
     """One request as the engine takes it, with what `Task.postprocess` needs to read the answer.
 
     ``read`` is the range of tokens that the answer can lie in, ``offsets`` their places in the source
-    text, [start, end) in code points.
+    text, [start, end) in code points. Where words are tagged, ``offsets`` are the words' places and
+    ``first_tokens`` the token that each begins with, None for a word that has none left. Where text is
+    written, ``stop`` are the strings that end it, and ``logprobs`` tells whether to report them.
     """
 
     token_ids: list[int]
     truncated: bool = False
     read: tuple[int, int] = (0, 0)
     offsets: list[tuple[int, int]] = field(default_factory=list)
+    first_tokens: list[int | None] = field(default_factory=list)
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """One training row: tokens, and the labels its loss compares with.
 
-    ``labels`` are a class index, a start and an end token, or the completion's token ids (which then
-    also end ``token_ids``).
+    Args:
+        labels: for ``choice`` a class index, a start and an end token, or the completion's token ids (which
+            then also end ``token_ids``); for ``value`` one number; for ``tags`` a class index for each
+            token, `NO_LABEL` where there is none.
+        loss: whether the head chooses (among classes, tokens of the row, or the vocabulary), gives a
+            value, or tags tokens.
     """
 
     token_ids: list[int]
-    labels: list[int]
+    labels: list[int] | list[float]
     read: tuple[int, int] = (0, 0)
+    loss: Loss = "choice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +155,7 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
 
     name: ClassVar[str]
     primary_metric: ClassVar[str]
+    families: ClassVar[tuple[str, ...]] = FAMILIES
     Options: ClassVar[type[BaseModel]]
     Request: ClassVar[type[BaseModel]]
     Target: ClassVar[type[BaseModel]]
@@ -156,7 +171,10 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
 
     @abstractmethod
     def head(self, family: str) -> HeadSpec | None:
-        """Return the head this task needs on a backbone family, or None for the backbone's language head."""
+        """Return the head this task needs on one of its ``families``, or None for the backbone's language head.
+
+        On an encoder-decoder, a head reads the hidden states of the encoder.
+        """
 
     @abstractmethod
     def encode(
@@ -190,7 +208,10 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
     def score(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[TargetT]
     ) -> dict[str, float]:
-        """Return the task's metrics, 0 to 1, among them ``primary_metric``."""
+        """Return the task's metrics, among them ``primary_metric``, of which more is better.
+
+        They go from 0 to 1, but for correlations (from -1) and errors in the data's own unit.
+        """
 
     def baselines(
         self, requests: Sequence[RequestT], targets: Sequence[TargetT]
@@ -203,14 +224,14 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
 class Prompt:
     """A whole prompt and where the text that may be cut stands in it, [start, stop) in code points.
 
-    ``message`` is where a chat template put the user's message: special tokens are read outside it only.
-    Without one, the tokenizer adds its own special tokens around the prompt.
+    ``messages`` are where a chat template put what people wrote, in order: special tokens are read outside
+    them only. Without any, the tokenizer adds its own special tokens around the prompt.
     """
 
     text: str
     start: int
     stop: int
-    message: tuple[int, int] | None = None
+    messages: tuple[tuple[int, int], ...] = ()
 
 
 def fit_prompt(
@@ -257,9 +278,9 @@ def fit_prompt(
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> Tokens:
     """Return a prompt's tokens; what a user wrote never becomes a special token."""
-    if prompt.message is None:
+    if not prompt.messages:
         return tokenizer.encode(prompt.text)
-    return tokenizer.encode_around(prompt.text, *prompt.message)
+    return tokenizer.encode_chat(prompt.text, prompt.messages)
 
 
 def _cut(prompt: Prompt, tokens: Tokens, max_tokens: int) -> int:

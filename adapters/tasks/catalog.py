@@ -8,15 +8,28 @@ from pydantic import ValidationError
 
 from adapters.errors import InvalidRequest
 from adapters.tasks.base import Task
-from adapters.tasks.generation import Summarization
 from adapters.tasks.question_answering import QuestionAnswering
+from adapters.tasks.regression import Regression
+from adapters.tasks.summarization import Summarization
 from adapters.tasks.text_classification import TextClassification
+from adapters.tasks.text_generation import TextGeneration
+from adapters.tasks.token_classification import TokenClassification
+from adapters.tasks.translation import Translation
 from adapters.validation import first_problem
 
 AnyTask = Task[Any, Any, Any, Any]
 
 TASKS: dict[str, type[AnyTask]] = {
-    task.name: task for task in (TextClassification, QuestionAnswering, Summarization)
+    task.name: task
+    for task in (
+        TextClassification,
+        Regression,
+        TokenClassification,
+        QuestionAnswering,
+        Summarization,
+        Translation,
+        TextGeneration,
+    )
 }
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, mse_loss
 
-from adapters.tasks.base import HeadSpec, Labelled
+from adapters.tasks.base import NO_LABEL, HeadSpec, Labelled
 
 
 class Head(nn.Module):
@@ -66,16 +66,29 @@ def row_loss(
 ) -> tuple[Tensor, int]:
     """Return the summed loss of a pack's rows and the number of labels in the sum.
 
-    Cross entropy of the class, of the start and end token among the readable ones, or of each
-    completion token; logits are made only where a label is.
+    Squared error of a value; cross entropy of the class, of each tag, of the start and end token among the
+    readable ones, or of each completion token; vocabulary logits are made only where a label is.
     """
     if head is None:
         return _completion_loss(language_head, hidden_TD, bounds, rows)
     logits = head(hidden_TD, bounds)
+    if rows[0].loss == "value":
+        values = torch.tensor([row.labels for row in rows], device=logits.device)
+        return mse_loss(logits, values, reduction="sum"), len(rows)
+    if rows[0].loss == "tags":
+        return _tag_loss(logits, rows)
     if head.spec.kind == "sequence":
         labels = torch.tensor([row.labels[0] for row in rows], device=logits.device)
         return cross_entropy(logits, labels, reduction="sum"), len(rows)
     return _span_loss(logits, bounds, rows), 2 * len(rows)
+
+
+def _tag_loss(logits_TO: Tensor, rows: Sequence[Labelled]) -> tuple[Tensor, int]:
+    labels_T = torch.tensor([label for row in rows for label in row.labels])
+    loss = cross_entropy(
+        logits_TO, labels_T.to(logits_TO.device), ignore_index=NO_LABEL, reduction="sum"
+    )
+    return loss, int((labels_T != NO_LABEL).sum())
 
 
 def _span_loss(logits_T2: Tensor, bounds: Tensor, rows: Sequence[Labelled]) -> Tensor:

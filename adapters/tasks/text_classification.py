@@ -14,21 +14,19 @@ from adapters.tasks.base import (
     Encoded,
     HeadSpec,
     Labelled,
-    Prompt,
     RowOutput,
     Strict,
     Task,
-    TaskOptions,
     TaskParameters,
-    fit_prompt,
 )
 from adapters.tasks.metrics import classification_metrics
+from adapters.tasks.templates import TemplateOptions, TextRequest, encode_text, sequence_head
 from adapters.tokenizer import Tokenizer
+from adapters.validation import listed
 
 
-class ClassificationOptions(TaskOptions):
+class ClassificationOptions(TemplateOptions):
     labels: list[str] = Field(min_length=2, description="Label names; their order is the head's.")
-    template: str = Field("{text}", description="Prompt around the text; must hold {text} once.")
 
     @field_validator("labels")
     @classmethod
@@ -37,30 +35,18 @@ class ClassificationOptions(TaskOptions):
             raise ValueError("a label stands in the list twice")
         return labels
 
-    @field_validator("template")
-    @classmethod
-    def _holds_text(cls, template: str) -> str:
-        if template.count("{text}") != 1:
-            raise ValueError(f"'{template}' must hold {{text}} exactly once")
-        return template
-
-
-class ClassificationRequest(Strict):
-    text: str = Field(min_length=1, pattern=r"\S")
-    text_pair: str | None = Field(None, min_length=1)
-
 
 class ClassificationTarget(Strict):
     label: str = Field(min_length=1)
 
 
 class TextClassification(
-    Task[ClassificationOptions, ClassificationRequest, ClassificationTarget, TaskParameters]
+    Task[ClassificationOptions, TextRequest, ClassificationTarget, TaskParameters]
 ):
     name: ClassVar[str] = "text-classification"
     primary_metric: ClassVar[str] = "accuracy"
     Options = ClassificationOptions
-    Request = ClassificationRequest
+    Request = TextRequest
     Target = ClassificationTarget
     Parameters = TaskParameters
 
@@ -71,34 +57,23 @@ class TextClassification(
         return {"labels": sorted({target.label for target in targets}), **given}
 
     def head(self, family: str) -> HeadSpec:
-        # A causal backbone has read the whole text only at its last token.
-        pooling = "last" if family == "decoder" else "mean"
-        return HeadSpec(kind="sequence", outputs=len(self.options.labels), pooling=pooling)
+        return sequence_head(len(self.options.labels), family)
 
     def encode(
         self,
         tokenizer: Tokenizer,
-        request: ClassificationRequest,
+        request: TextRequest,
         parameters: TaskParameters,
         max_tokens: int,
     ) -> Encoded:
-        before, after = self.options.template.split("{text}")
-        pair = f"\n{request.text_pair}" if request.text_pair else ""
-
-        def render(text: str) -> Prompt:
-            return Prompt(f"{before}{text}{pair}{after}", len(before), len(before) + len(text))
-
-        _, tokens, truncated = fit_prompt(
-            tokenizer, render, request.text, max_tokens, truncate=parameters.truncate, param="text"
-        )
-        return Encoded(tokens.ids, truncated)
+        return encode_text(tokenizer, self.options.template, request, parameters, max_tokens)
 
     def label(
         self, tokenizer: Tokenizer, encoded: Encoded, target: ClassificationTarget
     ) -> Labelled:
         if target.label not in self.options.labels:
             raise InvalidData(
-                f"Label '{target.label}' is not one of {_listed(self.options.labels)}.",
+                f"Label '{target.label}' is not one of {listed(self.options.labels)}.",
                 param="label",
             )
         return Labelled(encoded.token_ids, [self.options.labels.index(target.label)])
@@ -106,7 +81,7 @@ class TextClassification(
     def postprocess(
         self,
         tokenizer: Tokenizer,
-        request: ClassificationRequest,
+        request: TextRequest,
         encoded: Encoded,
         output: RowOutput,
     ) -> dict[str, Any]:
@@ -127,14 +102,9 @@ class TextClassification(
 
     def baselines(
         self,
-        requests: Sequence[ClassificationRequest],
+        requests: Sequence[TextRequest],
         targets: Sequence[ClassificationTarget],
     ) -> dict[str, dict[str, float]]:
         labels = [target.label for target in targets]
         commonest = Counter(labels).most_common(1)[0][0]
         return {"majority": classification_metrics([commonest] * len(labels), labels)}
-
-
-def _listed(labels: list[str], limit: int = 8) -> str:
-    shown = ", ".join(f"'{label}'" for label in labels[:limit])
-    return shown + (f" and {len(labels) - limit} more" if len(labels) > limit else "")

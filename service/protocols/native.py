@@ -31,13 +31,21 @@ class PredictBody(BaseModel):
     inputs: Any = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     requests: list[PredictItem] | None = None
+    timeout_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="time for the whole call; rows that are not finished then end with an error",
+    )
+    stream: bool = Field(False, description="send the text of one generated answer as it is made")
 
     @model_validator(mode="after")
     def _one_form(self) -> PredictBody:
         single = self.adapter is not None and self.inputs is not None
         if single == (self.requests is not None):
             raise ValueError("give either 'adapter' and 'inputs', or 'requests'")
-        beside = self.model_fields_set - {"requests"}
+        beside = self.model_fields_set - {"requests", "timeout_seconds", "stream"}
         if self.requests is not None and beside:
             raise ValueError(f"'{min(beside)}' stands beside 'requests'; put it into each request")
         return self
@@ -47,7 +55,7 @@ def items_of(body: PredictBody, max_rows: int) -> list[PredictItem]:
     """Return a body's inputs one by one.
 
     Raises:
-        InvalidRequest: there are none, or more than ``max_rows``.
+        InvalidRequest: there are none, more than ``max_rows``, or more than a stream carries.
     """
     if body.requests is not None:
         items = body.requests
@@ -61,6 +69,12 @@ def items_of(body: PredictBody, max_rows: int) -> list[PredictItem]:
         raise InvalidRequest(
             f"The call has '{len(items)}' inputs; 1 to {max_rows} go into one call. Split it.",
             param="inputs",
+        )
+    if body.stream and len(items) > 1:
+        raise InvalidRequest(
+            f"The call has '{len(items)}' inputs and asks for a stream, which carries one. Send a call for each, "
+            "or leave 'stream' out.",
+            param="stream",
         )
     return items
 

@@ -3,49 +3,84 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 
 from adapters.errors import HeadstockError, Unavailable
-from adapters.runtime.rows import RowResult
-from service.inference import EngineSpec, ReadStats, RunRows
+from service.calls import EngineCalls
+from service.events import EventStream, prediction_events
 from service.predictor import Predictor
 from service.protocols import native
+from service.settings import Settings
+from service.wire import RowsDone
 
 _LOOK_SECONDS = 0.25  # how often a waiting call looks whether its client is still there
+T = TypeVar("T")
 
 
-async def _unless_gone(
-    request: Request, call: Coroutine[Any, Any, list[RowResult]]
-) -> list[RowResult]:
-    """Await a call of the engine, and cancel it if the client goes away."""
-    task = asyncio.create_task(call)
-    while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
-        if await request.is_disconnected():
-            task.cancel()
-            raise Unavailable("The client has gone; nobody reads this.")
-    return await task
-
-
-def predict_router(predictor: Predictor, engine: EngineSpec, max_rows: int) -> APIRouter:
+def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["predict"])
 
     @router.post("/predict")
-    async def predict(body: native.PredictBody, request: Request) -> JSONResponse:
-        """Answer one or many inputs, of one or many adapters, in order."""
-        items = native.items_of(body, max_rows)
-        prepared = await asyncio.to_thread(predictor.prepare, items)
+    async def predict(body: native.PredictBody, request: Request) -> Response:
+        """Answer one or many inputs, of one or many adapters, in order; or stream one generated answer."""
+        calls.check_open()
+        items = native.items_of(body, settings.max_rows_per_call)
+        seconds = body.timeout_seconds or settings.request_timeout_seconds
+        deadline = time.monotonic() + seconds
+        if body.stream:
+            return await _stream(predictor, calls, request, items[0], deadline)
+        prepared = await asyncio.to_thread(predictor.prepare, items, deadline)
         rows = [item.row for item in prepared if not isinstance(item, HeadstockError)]
-        results = await _unless_gone(request, engine.call(RunRows(rows))) if rows else []
+        results = await _unless_gone(request, calls.run(rows)) if rows else []
         return native.answer(await asyncio.to_thread(predictor.finish, prepared, results))
 
     @router.get("/stats")
     async def stats() -> dict[str, Any]:
         """Return the engine's counters; ``largest`` is the most mixed call of the backbone."""
-        return asdict(await engine.call(ReadStats()))
+        return asdict(await calls.stats())
 
     return router
+
+
+async def _stream(
+    predictor: Predictor,
+    calls: EngineCalls,
+    request: Request,
+    item: native.PredictItem,
+    deadline: float,
+) -> Response:
+    """Return the events of one generated answer, or raise what is wrong before there is any."""
+    prepared = await asyncio.to_thread(predictor.prepare_stream, item, deadline)
+    call = calls.open([prepared.row])
+    try:
+        first = await _unless_gone(request, call.next())
+        if isinstance(first, RowsDone) and (error := first.results[0].error):
+            raise error
+    except BaseException:
+        call.close()
+        raise
+    events = prediction_events(
+        first,
+        call,
+        predictor.stream_text(prepared),
+        lambda result: predictor.finish([prepared], [result])[0],
+    )
+    return EventStream(events, call)
+
+
+async def _unless_gone(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
+    """Await a call of the engine, and cancel it if the client goes away."""
+    task = asyncio.create_task(waiting)
+    try:
+        while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
+            if await request.is_disconnected():
+                raise Unavailable("The client has gone; nobody reads this.")
+    finally:
+        task.cancel()  # nothing happens if it is done
+    return await task

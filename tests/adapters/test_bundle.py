@@ -219,6 +219,11 @@ def test_a_head_that_does_not_fit_its_labels_is_refused(bundle, decoder_spec):
         load_bundle(bundle, decoder_spec)
 
 
+def test_a_bundle_is_checked_by_itself_whatever_the_family(tmp_path, encoder_spec):
+    save_bundle(tmp_path / "bundle", encoder_spec, classifier(2))
+    assert load_bundle(tmp_path / "bundle").manifest.head.pooling == "mean"
+
+
 def test_a_task_without_a_head_has_no_head_file(tmp_path, decoder_spec):
     save_bundle(tmp_path / "bundle", decoder_spec, summarizer())
     assert not (tmp_path / "bundle" / "head.safetensors").exists()

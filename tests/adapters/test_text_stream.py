@@ -47,6 +47,7 @@ def sentencepiece():
             decoders.Strip(" ", 1, 0),
         ]
     )
+    inner.add_special_tokens(["</s>"])
     return inner
 
 
@@ -85,6 +86,14 @@ def test_pieces_add_up_where_decoding_drops_the_first_blank(sentencepiece, text,
     token_ids = sentencepiece.encode(text).ids
     pieces = pieces_of(StreamText(sentencepiece.decode, stops), token_ids, sizes)
     assert "".join(pieces) == cut_at_stop(sentencepiece.decode(token_ids), stops)
+
+
+def test_tokens_without_text_are_no_context(sentencepiece):
+    """A blank after them is not the first one, which decoding drops."""
+    blank_first = sentencepiece.encode("ab").ids
+    token_ids = [*blank_first * 30, *[sentencepiece.token_to_id("</s>")] * 30, *blank_first]
+    pieces = pieces_of(StreamText(sentencepiece.decode), token_ids)
+    assert "".join(pieces) == " ".join(["ab"] * 31)
 
 
 @settings(deadline=None)

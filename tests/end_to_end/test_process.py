@@ -1,87 +1,116 @@
-"""The server as a process: full, told to stop, killed, or without its engine."""
+"""The server as a process: full, told to stop, or killed."""
 
-import threading
+import signal
+import time
 
-import httpx
 import psutil
 
 from service.server import check_port
-from tests.servers import running_server
+from tests.servers import (
+    Callers,
+    children_of,
+    long_call,
+    running_server,
+    wait_until,
+    wait_until_at_work,
+)
 
 
-def test_a_full_queue_refuses_with_429(tmp_path, decoder_folder, bundles):
-    with running_server(tmp_path / "home", str(decoder_folder), max_waiting_calls=1) as (client, _):
+def assert_refused(response, status, code):
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == code
+    assert int(response.headers["Retry-After"]) >= 1
+
+
+def test_a_full_queue_refuses_calls_and_tokens_with_429(tmp_path, decoder_folder, bundles):
+    settings = {"max_waiting_calls": 2, "max_waiting_tokens": 5000}
+    with running_server(tmp_path / "home", str(decoder_folder), **settings) as (client, _):
         client.create_version("summary", bundles / "summary")
-        url, statuses = client._http.base_url, []
-
-        def ask():
-            with httpx.Client(base_url=url, timeout=60) as http:
-                body = {"adapter": "summary", "inputs": ["The sun."] * 50}
-                statuses.append(http.post("/v1/predict", json=body))
-
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        refused = [r for r in statuses if r.status_code == 429]
+        too_large = client._http.post("/v1/predict", json=long_call(rows=60))
+        assert too_large.status_code == 413
+        assert "HEADSTOCK_MAX_WAITING_TOKENS" in too_large.json()["error"]["message"]
+        callers = Callers(client)
+        first = callers.post(long_call(rows=20))
+        wait_until_at_work(client)
+        refused = client._http.post("/v1/predict", json=long_call(rows=20))
+        assert_refused(refused, 429, "overloaded")
+        assert "tokens are waiting" in refused.json()["error"]["message"]
+        calls = [callers.post(long_call(rows=1)) for _ in range(8)]
+        answers = [call.result() for call in calls]
+        refused = [answer for answer in answers if answer.status_code != 200]
         assert refused
-        assert all(
-            r.headers["Retry-After"] and r.json()["error"]["code"] == "overloaded" for r in refused
-        )
-        assert any(r.status_code == 200 for r in statuses)
+        for answer in refused:
+            assert_refused(answer, 429, "overloaded")
+            assert "calls are waiting" in answer.json()["error"]["message"]
+        assert first.result().status_code == 200
+        assert client.predict("summary", ["The sun."] * 20)
 
 
-def test_sigterm_ends_the_server_and_leaves_no_process(tmp_path, decoder_folder):
-    with running_server(tmp_path / "home", str(decoder_folder)) as (client, process):
-        children = psutil.Process(process.pid).children(recursive=True)
+def test_sigterm_lets_running_calls_finish_and_leaves_no_process(tmp_path, decoder_folder, bundles):
+    settings = {"drain_seconds": 60}
+    with running_server(tmp_path / "home", str(decoder_folder), **settings) as (client, process):
+        client.create_version("summary", bundles / "summary")
+        children = children_of(process)
         assert children
-        assert client.is_healthy()
+        running = [Callers(client).post(long_call(rows=100)) for _ in range(2)]
+        wait_until_at_work(client)
+        for child in children:  # as a service manager does that signals the whole group
+            child.send_signal(signal.SIGTERM)
+        process.terminate()
+        wait_until(lambda: not client.is_healthy(), seconds=5)
+        assert_refused(client._http.post("/v1/predict", json=long_call(rows=1)), 503, "unavailable")
+        assert process.poll() is None
+        assert [call.result().status_code for call in running] == [200, 200]
+        assert process.wait(timeout=30) == 0
+        assert_all_gone(children, client)
+
+
+def test_what_the_drain_does_not_finish_is_answered_with_503(tmp_path, decoder_folder, bundles):
+    settings = {"drain_seconds": 0.2}
+    with running_server(tmp_path / "home", str(decoder_folder), **settings) as (client, process):
+        client.create_version("summary", bundles / "summary")
+        children = children_of(process)
+        running = [Callers(client).post(long_call(rows=250, tokens=200)) for _ in range(2)]
+        wait_until_at_work(client)
+        begin = time.monotonic()
+        process.terminate()
+        for call in running:
+            assert_refused(call.result(), 503, "unavailable")
+        assert process.wait(timeout=30) == 0
+        assert time.monotonic() - begin < 5
+        assert_all_gone(children, client)
+
+
+def test_sigterm_while_the_engine_starts_ends_the_server(tmp_path, decoder_folder):
+    home = tmp_path / "home"
+    with running_server(home, str(decoder_folder), ready=False) as (client, process):
+        children = wait_until(lambda: children_of(process))
         process.terminate()
         assert process.wait(timeout=30) == 0
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert alive == []
+        assert_all_gone(children, client)
 
 
-def test_a_killed_engine_ends_the_server_and_answers_what_was_in_flight(
+def test_a_killed_server_leaves_no_process_behind_and_frees_its_port(
     tmp_path, decoder_folder, bundles
 ):
     with running_server(tmp_path / "home", str(decoder_folder)) as (client, process):
         client.create_version("summary", bundles / "summary")
-        client.predict("summary", "The sun.")
-        (engine,) = engines_of(process)
-        children = psutil.Process(process.pid).children(recursive=True)
-        statuses = []
-
-        def ask():
-            body = {"adapter": "summary", "inputs": ["The sun. " * 20] * 200}
-            with httpx.Client(base_url=client._http.base_url, timeout=60) as http:
-                statuses.append(http.post("/v1/predict", json=body).status_code)
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        steps = client.stats()["steps"]
-        while asking.is_alive() and client.stats()["steps"] <= steps:
-            pass  # until the engine is at work on it
-        engine.kill()
-        asking.join()
-        assert statuses == [503]
-        assert process.wait(timeout=30) == 1
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert alive == []
-        check_port("127.0.0.1", client._http.base_url.port)
-
-
-def engines_of(process):
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-
-
-def test_a_killed_server_leaves_no_process_behind_and_frees_its_port(tmp_path, decoder_folder):
-    with running_server(tmp_path / "home", str(decoder_folder)) as (client, process):
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) >= 2  # the engine and LitServe's manager
+        Callers(client).post(long_call())
+        wait_until_at_work(client)
+        children = children_of(process)
         process.kill()
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert alive == []
-        check_port("127.0.0.1", client._http.base_url.port)
+        assert_all_gone(children, client)
+
+
+def test_a_server_killed_while_its_engine_starts_leaves_no_process_behind(tmp_path, decoder_folder):
+    home = tmp_path / "home"
+    with running_server(home, str(decoder_folder), ready=False) as (client, process):
+        children = wait_until(lambda: children_of(process))
+        process.kill()
+        assert_all_gone(children, client)
+
+
+def assert_all_gone(children, client):
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    check_port("127.0.0.1", client._http.base_url.port)

@@ -123,7 +123,21 @@ def test_a_call_whose_rows_all_failed_has_the_first_ones_status(kind, status):
     assert code == status
     assert body["error"] == {"code": kind.code, "message": "first", "param": None}
     assert [each["error"]["message"] for each in body["predictions"]] == ["first", "second"]
-    assert headers.get("Retry-After") == ("1" if kind is Overloaded else None)
+    assert headers.get("Retry-After") == ("1" if status in (429, 503) else None)
+
+
+def test_a_stream_carries_one_input_in_either_form():
+    for form in ({"adapter": "x", "inputs": "a"}, {"requests": [{"adapter": "x", "input": "a"}]}):
+        assert items({**form, "stream": True, "timeout_seconds": 2.5}) == [("x", "a", {})]
+    with pytest.raises(InvalidRequest, match="'2' inputs and asks for a stream"):
+        items({"adapter": "x", "inputs": ["a", "b"], "stream": True})
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 3600.5, float("nan"), float("inf"), "soon"])
+def test_a_timeout_out_of_range_is_refused_with_its_value(seconds):
+    with pytest.raises(ValidationError) as caught:
+        PredictBody.model_validate({"adapter": "x", "inputs": "a", "timeout_seconds": seconds})
+    assert f"'{seconds}'" in first_problem(caught.value)[0]
 
 
 @pytest.mark.parametrize("row", [r'{"text": "\ud800"}', r'{"text": "a", "\udfff": 1}'])

@@ -180,6 +180,12 @@ def test_a_csv_cell_may_be_as_long_as_a_json_string(write):
     assert len(load_examples(write("a.csv", as_csv([row])), TASK)) == 1
 
 
+def test_a_csv_cell_may_hold_a_list_of_words(write):
+    row = {"tokens": json.dumps(["Ada", "saw"]), "tags": json.dumps(["B-a", "O"])}
+    (example,) = load_examples(write("a.csv", as_csv([row])), task_class("token-classification"))
+    assert (example.request.tokens, example.target.tags) == (["Ada", "saw"], ["B-a", "O"])
+
+
 def test_a_csv_text_in_brackets_stays_a_text(write):
     path = write("a.csv", as_csv([{"text": "[1]", "label": "citation"}]))
     assert load_examples(path, TASK)[0].request.text == "[1]"

@@ -9,6 +9,8 @@ from training.gate import MIN_ROWS, check_examples
 
 CLASSES = task_class("text-classification")
 ANSWERS = task_class("question-answering")
+SCORES = task_class("regression")
+TAGS = task_class("token-classification")
 
 
 def labelled(labels, prefix="row"):
@@ -26,9 +28,29 @@ def answered(count, *, answer="Ada", start=0):
     ]
 
 
+def scored(scores):
+    return [
+        Example(SCORES.Request(text=f"row {i}"), SCORES.Target(score=score), i + 1)
+        for i, score in enumerate(scores)
+    ]
+
+
+def tagged(tags, prefix="row"):
+    return [
+        Example(
+            TAGS.Request(tokens=[prefix, str(i)]),
+            TAGS.Target(tokens=[prefix, str(i)], tags=["O", tag]),
+            i + 1,
+        )
+        for i, tag in enumerate(tags)
+    ]
+
+
 @pytest.mark.parametrize(
     ("train", "test"),
     [
+        (scored([1.0, 2.0] * 5), scored([3.0])[:0]),
+        (tagged(["B-a", "O"] * 8), tagged(["I-a"], "test")),
         (labelled("abababababab"), ()),
         (labelled("abababababab"), labelled("ab", "test")),
         (answered(MIN_ROWS), ()),
@@ -92,3 +114,23 @@ def test_an_answer_that_does_not_stand_in_its_context_is_found(answer, start):
     except InvalidData as error:
         found = [error.message]
     assert any(answer in message for message in found)
+
+
+def test_scores_that_are_all_the_same_stop_the_run():
+    with pytest.raises(InvalidData, match=r"Every training row has the score '2\.5'") as caught:
+        check_examples(scored([2.5] * 9))
+    assert caught.value.param == "data.train"
+
+
+def test_rows_without_any_entity_stop_the_run():
+    with pytest.raises(InvalidData, match="Every tag of the training rows is 'O'") as caught:
+        check_examples(tagged(["O"] * 9))
+    assert caught.value.param == "data.train"
+
+
+def test_rare_and_unseen_entities_are_told():
+    told = check_examples(tagged(["B-a"] * 8 + ["B-b"]), tagged(["B-c"], "test"))
+    assert told == [
+        "Label 'b' has only 1 training rows.",
+        "Test label 'c' is in no training row; it can't be found.",
+    ]

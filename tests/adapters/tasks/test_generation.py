@@ -1,13 +1,18 @@
-"""Summarization: the instruction around the text, room for the answer, and the completion as labels."""
+"""What writes text, by the example of summarization: the instruction around the text, room for the answer,
+how tokens are drawn, where the answer ends, and the completion as labels."""
+
+import shutil
 
 import pytest
 from pydantic import ValidationError
 from rouge_score.rouge_scorer import RougeScorer
 
 from adapters.errors import TextTooLong
-from adapters.tasks.base import Encoded, RowOutput
+from adapters.tasks.base import Encoded, RowOutput, Sampling, TokenLogprob
 from adapters.tasks.catalog import get_task, task_class
-from adapters.tasks.generation import first_sentence, instruction_prompt
+from adapters.tasks.prompts import instruction_prompt
+from adapters.tasks.summarization import first_sentence
+from adapters.tokenizer import load_tokenizer
 from tests.tiny import CORPUS
 
 CLASS = task_class("summarization")
@@ -28,10 +33,25 @@ def test_a_backbone_that_chats_is_asked_in_its_own_form(decoder_tokenizer):
     assert ids.count(1) == 2  # the two of the template, none added
 
 
-def test_a_backbone_that_does_not_chat_gets_the_instruction_as_plain_text(encoder_tokenizer):
-    prompt = instruction_prompt(encoder_tokenizer, "Sum up.", "Some text.")
+def test_a_backbone_that_does_not_chat_gets_the_instruction_as_plain_text(decoder_folder, tmp_path):
+    folder = shutil.copytree(decoder_folder, tmp_path / "plain")
+    (folder / "chat_template.jinja").unlink()
+    prompt = instruction_prompt(load_tokenizer(folder), "Sum up.", "Some text.")
     assert prompt.text == "Sum up.\n\nSome text.\n\n"
     assert prompt.text[prompt.start : prompt.stop] == "Some text."
+
+
+def test_a_tokenizer_that_closes_texts_needs_no_mark_at_the_end(encoder_tokenizer):
+    prompt = instruction_prompt(encoder_tokenizer, "Sum up.", "Some text.")
+    assert prompt.text == "Sum up.\n\nSome text."
+    encoded = TASK.encode(encoder_tokenizer, CLASS.Request(text="a"), CLASS.Parameters(), 99)
+    assert (encoded.token_ids[0], encoded.token_ids[-1]) == (1, 2)
+
+
+def test_without_an_instruction_the_text_stands_alone(decoder_tokenizer, encoder_tokenizer):
+    assert instruction_prompt(encoder_tokenizer, "", "Some text.").text == "Some text."
+    prompt = instruction_prompt(decoder_tokenizer, "", "Some text.")
+    assert prompt.text == "<|start|>user\nSome text.<|end|>\n<|start|>assistant\n"
 
 
 def test_the_longest_answer_always_has_room_behind_the_prompt(decoder_tokenizer):
@@ -73,8 +93,68 @@ def test_the_answer_is_the_decoded_text_without_edges_or_special_tokens(decoder_
     assert answer == {"summary": "A fox.", "finish_reason": "stop"}
 
 
-def test_the_task_needs_no_head():
-    assert TASK.head("decoder") is None
+@pytest.mark.parametrize(
+    ("stop", "text", "reason"),
+    [
+        ([], "One. Two.\nThree.", "length"),
+        (["\n"], "One. Two.", "stop"),
+        (["Three", "Two"], "One.", "stop"),
+        (["Four"], "One. Two.\nThree.", "length"),
+        (["One"], "", "stop"),
+        ("\n", "One. Two.", "stop"),
+    ],
+)
+def test_the_answer_ends_before_the_first_stop_string(decoder_tokenizer, stop, text, reason):
+    request, parameters = CLASS.Request(text="x"), CLASS.Parameters(stop=stop)
+    encoded = TASK.encode(decoder_tokenizer, request, parameters, 99)
+    ids = tuple(decoder_tokenizer.encode("One. Two.\nThree.", add_special=False).ids)
+    output = RowOutput(token_ids=ids, finish_reason="length")
+    answer = TASK.postprocess(decoder_tokenizer, request, encoded, output)
+    assert answer == {"summary": text, "finish_reason": reason}
+    assert TASK.generation(decoder_tokenizer, parameters).stop == encoded.stop
+
+
+@pytest.mark.parametrize(
+    ("asked", "num"),
+    [({}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 3}, 3)],
+)
+def test_logprobs_are_made_on_demand_only(decoder_tokenizer, asked, num):
+    generation = TASK.generation(decoder_tokenizer, CLASS.Parameters(**asked))
+    assert generation.num_logprobs == num
+
+
+def test_logprobs_are_told_with_the_text_of_their_tokens(decoder_tokenizer):
+    request, parameters = CLASS.Request(text="x"), CLASS.Parameters(logprobs=True, top_logprobs=2)
+    encoded = TASK.encode(decoder_tokenizer, request, parameters, 99)
+    (a,) = decoder_tokenizer.encode("a", add_special=False).ids
+    chosen = TokenLogprob(a, -0.25, ((a, -0.25), (2, -float("inf"))))
+    output = RowOutput(token_ids=(a,), finish_reason="stop", logprobs=(chosen,))
+    told = TASK.postprocess(decoder_tokenizer, request, encoded, output)["logprobs"]
+    top = [{"token": "a", "logprob": -0.25}, {"token": "<|end|>", "logprob": -9999.0}]
+    assert told == [{"token": "a", "logprob": -0.25, "top": top}]
+
+
+def test_tokens_are_the_likeliest_ones_unless_a_temperature_is_given(decoder_tokenizer):
+    greedy = TASK.generation(decoder_tokenizer, CLASS.Parameters(top_p=0.5, seed=3))
+    assert greedy.sampling == Sampling()
+    asked = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 11}
+    drawn = TASK.generation(decoder_tokenizer, CLASS.Parameters(**asked))
+    assert drawn.sampling == Sampling(0.7, 0.9, 40, 11)
+
+
+def test_each_drawn_answer_has_a_seed_of_its_own_unless_one_is_given(decoder_tokenizer):
+    parameters = CLASS.Parameters(temperature=1)
+    seeds = {TASK.generation(decoder_tokenizer, parameters).sampling.seed for _ in range(8)}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("name", ["summarization", "translation", "text-generation"])
+def test_what_writes_needs_a_language_head_and_no_other(name):
+    task = get_task(name, {})
+    assert task.families == ("decoder", "encoder-decoder")
+    assert [task.head(family) for family in task.families] == [None, None]
+    assert task.Parameters is CLASS.Parameters
 
 
 def test_the_baseline_is_the_texts_first_sentence():
@@ -107,9 +187,30 @@ def test_a_sentence_ends_at_its_mark_before_a_space(text, first):
         (CLASS.Target, {"summary": ""}),
         (CLASS.Target, {"summary": None}),
         (CLASS.Parameters, {"max_new_tokens": 0}),
-        (CLASS.Parameters, {"max_new_tokens": 1025}),
-        (CLASS.Parameters, {"temperature": 0.5}),
-        (CLASS.Options, {"instruction": ""}),
+        (CLASS.Parameters, {"max_new_tokens": 4097}),
+        (CLASS.Parameters, {"temperature": -0.1}),
+        (CLASS.Parameters, {"temperature": 2.1}),
+        (CLASS.Parameters, {"temperature": float("nan")}),
+        (CLASS.Parameters, {"temperature": "hot"}),
+        (CLASS.Parameters, {"top_p": 0}),
+        (CLASS.Parameters, {"top_p": 1.1}),
+        (CLASS.Parameters, {"top_k": -1}),
+        (CLASS.Parameters, {"top_k": 1.5}),
+        (CLASS.Parameters, {"seed": -1}),
+        (CLASS.Parameters, {"seed": 2**63}),
+        (CLASS.Parameters, {"stop": ["a", "b", "c", "d", "e"]}),
+        (CLASS.Parameters, {"stop": [""]}),
+        (CLASS.Parameters, {"stop": ""}),
+        (CLASS.Parameters, {"stop": ["x" * 257]}),
+        (CLASS.Parameters, {"stop": [1]}),
+        (CLASS.Parameters, {"stop": {"a": 1}}),
+        (CLASS.Parameters, {"top_logprobs": 1}),
+        (CLASS.Parameters, {"logprobs": False, "top_logprobs": 1}),
+        (CLASS.Parameters, {"logprobs": True, "top_logprobs": 21}),
+        (CLASS.Parameters, {"logprobs": 5}),
+        (CLASS.Parameters, {"stream": True}),
+        (CLASS.Options, {"instruction": "  "}),
+        (CLASS.Options, {"max_new_tokens": 0}),
     ],
 )
 def test_a_wrong_field_is_refused(model, value):

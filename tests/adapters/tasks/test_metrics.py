@@ -1,9 +1,10 @@
-"""The tasks' metrics against scikit-learn, rouge-score and the code of SQuAD's own evaluation script."""
+"""The tasks' metrics against scikit-learn, numpy, rouge-score, conlleval's numbers, and the papers' own arithmetic."""
 
 import re
 import string
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,10 +13,14 @@ from sklearn.metrics import classification_report
 
 from adapters.tasks.metrics import (
     classification_metrics,
+    completion_metrics,
     normalize,
+    regression_metrics,
     rouge_metrics,
+    span_metrics,
     squad_metrics,
     token_f1,
+    translation_metrics,
 )
 
 WORDS = [
@@ -119,7 +124,79 @@ def test_rouge_takes_word_forms_as_one_and_minds_the_order():
     )
 
 
-@pytest.mark.parametrize("metric", [squad_metrics, rouge_metrics])
+def test_a_completion_is_exact_but_for_blanks_at_its_edges():
+    scores = completion_metrics(["a b\n", "a  b", "A b"], ["a b", "a b", "a b"])
+    assert scores["exact_match"] == pytest.approx(1 / 3)
+    assert scores["rouge_l"] == pytest.approx(1)
+
+
+@seeded
+@given(
+    st.lists(st.tuples(*[st.integers(-3, 3).map(float)] * 2), min_size=3, max_size=12).filter(
+        lambda pairs: all(len(set(side)) > 1 for side in zip(*pairs, strict=True))
+    )
+)
+def test_correlations_and_error_are_those_of_plain_arithmetic(pairs):
+    predicted, actual = (np.array(side) for side in zip(*pairs, strict=True))
+
+    def ranks(values):
+        return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+
+    assert regression_metrics(list(predicted), list(actual)) == pytest.approx(
+        {
+            "pearson": np.corrcoef(predicted, actual)[0, 1],
+            "spearman": np.corrcoef(ranks(predicted), ranks(actual))[0, 1],
+            "rmse": np.sqrt(((predicted - actual) ** 2).mean()),
+        },
+        abs=1e-9,
+    )
+
+
+@pytest.mark.parametrize("predicted", [[2.0, 2.0, 2.0], [2.0]])
+def test_what_is_constant_correlates_with_nothing(predicted):
+    scores = regression_metrics(predicted, [1.0, 2.0, 3.0][: len(predicted)])
+    assert (scores["pearson"], scores["spearman"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("actual", "predicted", "precision", "recall"),
+    [
+        (["B-a", "I-a", "O"], ["B-a", "I-a", "O"], 1, 1),
+        (["B-a", "I-a", "O"], ["B-a", "O", "O"], 0, 0),
+        (["B-a", "I-a", "O"], ["I-a", "I-a", "O"], 1, 1),  # conlleval: a lone I- begins a span
+        (["B-a", "B-a", "O"], ["B-a", "I-a", "O"], 0, 0),
+        (["B-a", "B-b", "O"], ["B-a", "B-a", "B-b"], 1 / 3, 1 / 2),
+        (["O", "O", "O"], ["O", "O", "B-a"], 0, 0),
+        (["O", "O", "B-a"], ["O", "O", "O"], 0, 0),
+    ],
+)
+def test_a_span_is_right_only_as_a_whole(actual, predicted, precision, recall):
+    total = precision + recall
+    assert span_metrics([predicted], [actual]) == pytest.approx(
+        {
+            "f1": 2 * precision * recall / total if total else 0,
+            "precision": precision,
+            "recall": recall,
+        }
+    )
+
+
+def test_a_translation_scores_as_the_papers_define():
+    same = translation_metrics(["the dog sleeps in the sun"], ["the dog sleeps in the sun"])
+    assert same == pytest.approx({"chrf": 1, "bleu": 1})
+    # BLEU of Papineni et al. by hand: precisions 5/6, 3/5, 2/4, 1/3, and no brevity penalty.
+    scores = translation_metrics(["the dog sleeps in a sun"], ["the dog sleeps in the sun"])
+    assert scores["bleu"] == pytest.approx((5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+
+
+def test_chinese_translations_are_compared_by_character():
+    scores = translation_metrics(["你能在这里签名"], ["你能在这里签字"])
+    assert scores["bleu"] == pytest.approx((6 / 7 * 5 / 6 * 4 / 5 * 3 / 4) ** 0.25)
+
+
+@pytest.mark.parametrize(
+    "metric", [squad_metrics, rouge_metrics, completion_metrics, translation_metrics]
+)
 def test_predictions_and_references_of_different_number_are_an_error(metric):
     with pytest.raises(ValueError, match="shorter"):
         metric(["a", "b"], ["a"])

@@ -1,0 +1,240 @@
+"""Calls of the engine in flight: which are let in, how each gets its replies, and when it has waited long enough."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from adapters.errors import DeadlineExceeded, HeadstockError, Overloaded, TooLarge, Unavailable
+from adapters.runtime.rows import Row, RowResult
+from adapters.runtime.stats import EngineStats
+from service.wire import CancelRows, Message, ReadStats, Reply, RowsDone, RunRows, Wire, WireClosed
+
+# The engine ends a row at its deadline by itself; past this the API does not trust it to.
+_GRACE_SECONDS = 3.0
+
+
+class EngineLine:
+    """Sends to one engine's process, in order, without ever blocking the caller."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._outbox: queue.SimpleQueue[tuple[int, Message] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
+        self._writer.start()
+
+    def send(self, uid: int, message: Message) -> None:
+        self._outbox.put((uid, message))
+
+    def close(self) -> None:
+        """End the writing thread; only once the process is gone, for until then it may block."""
+        self._outbox.put(None)
+        self._writer.join()
+
+    def _write(self) -> None:
+        try:
+            while (item := self._outbox.get()) is not None:
+                self._wire.send(item)
+        except WireClosed:
+            return  # who reads the replies learns it too, and fails the calls
+
+
+class Call:
+    """One call in flight. Close it, or leave its ``with`` block: rows that nobody waits for leave the engine."""
+
+    def __init__(self, uid: int, rows: Sequence[Row], calls: EngineCalls, line: EngineLine) -> None:
+        self.uid = uid
+        self.line = line
+        self.num_tokens = num_tokens(rows)
+        self._rows = rows
+        self._calls = calls
+        self._replies: asyncio.Queue[Reply | HeadstockError] = asyncio.Queue()
+        self._is_finished = False
+        self._deadline = max(
+            (row.deadline for row in rows if row.deadline is not None), default=None
+        )
+
+    def put(self, reply: Reply | HeadstockError) -> None:
+        """Take a reply in; on the event loop only."""
+        self._is_finished = self._is_finished or isinstance(reply, RowsDone | EngineStats)
+        self._replies.put_nowait(reply)
+
+    async def next(self) -> Reply:
+        """Return the next reply.
+
+        Raises:
+            Unavailable: the engine's process ended, or the server stops.
+            DeadlineExceeded: the engine did not answer in time, not even to say so.
+        """
+        try:
+            async with asyncio.timeout(self._patience()):
+                reply = await self._replies.get()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "The engine did not answer in the time this request had. Raise timeout_seconds, or send less."
+            ) from None
+        if isinstance(reply, HeadstockError):
+            raise reply
+        return reply
+
+    def _patience(self) -> float | None:
+        if self._deadline is None:
+            return None
+        return max(0.0, self._deadline + _GRACE_SECONDS - time.monotonic())
+
+    def close(self) -> None:
+        if self._calls.forget(self) and self._rows and not self._is_finished:
+            self.line.send(self.uid, CancelRows([row.row_id for row in self._rows]))
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class EngineCalls:
+    """The only way to the engine. Used on the event loop, save where a method says otherwise.
+
+    Args:
+        max_calls: calls in flight beyond which more are refused.
+        max_tokens: bound of the prompt and answer tokens of all rows in flight.
+    """
+
+    def __init__(self, max_calls: int, max_tokens: int) -> None:
+        self.is_draining = False
+        self._max_calls = max_calls
+        self._max_tokens = max_tokens
+        self._num_tokens = 0
+        self._uids = itertools.count()
+        self._calls: dict[int, Call] = {}
+        self._line: EngineLine | None = None
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self._line is not None and not self.is_draining
+
+    async def run(self, rows: Sequence[Row]) -> list[RowResult]:
+        """Return the rows' results in their order; a cancelled call takes its rows out of the engine.
+
+        Raises:
+            Overloaded, Unavailable, TooLarge: the call is not let in.
+            DeadlineExceeded: see `Call.next`.
+        """
+        with self.open(rows) as call:
+            while not isinstance(reply := await call.next(), RowsDone):
+                pass
+            return reply.results
+
+    async def stats(self) -> EngineStats:
+        """Return the engine's counters; asked for even when the queue is full."""
+        with self._open(ReadStats(), ()) as call:
+            reply = await call.next()
+        assert isinstance(reply, EngineStats)
+        return reply
+
+    def open(self, rows: Sequence[Row]) -> Call:
+        """Send rows to the engine, and return the call that their replies come to.
+
+        Raises:
+            Overloaded: too much waits already.
+            Unavailable: the engine is not there, or the server stops.
+            TooLarge: the rows alone are more than this server ever takes at once.
+        """
+        self.check_open(num_tokens(rows))
+        return self._open(RunRows(list(rows)), rows)
+
+    def check_open(self, tokens: int = 0) -> None:
+        """Raise what `open` would raise for so many tokens; cheap enough to ask before the text is read."""
+        self._ready_line()
+        if len(self._calls) >= self._max_calls:
+            raise Overloaded(
+                f"'{len(self._calls)}' calls are waiting, as many as this server takes. "
+                "Try again after the time in Retry-After."
+            )
+        if tokens > self._max_tokens:
+            raise TooLarge(
+                f"The call's prompts and answers take '{tokens}' tokens; at most {self._max_tokens} go into one "
+                "call. Send fewer inputs, or raise HEADSTOCK_MAX_WAITING_TOKENS on the server."
+            )
+        if self._num_tokens + tokens > self._max_tokens:
+            raise Overloaded(
+                f"'{self._num_tokens}' tokens are waiting; with this call there would be more than the "
+                f"{self._max_tokens} that this server takes. Try again after the time in Retry-After."
+            )
+
+    def _open(self, message: Message, rows: Sequence[Row]) -> Call:
+        line = self._ready_line()
+        self._event_loop = asyncio.get_running_loop()
+        call = Call(next(self._uids), rows, self, line)
+        self._calls[call.uid] = call
+        self._num_tokens += call.num_tokens
+        line.send(call.uid, message)
+        return call
+
+    def _ready_line(self) -> EngineLine:
+        if self.is_draining:
+            raise Unavailable(
+                "The server is stopping. Send the request to another, or again later."
+            )
+        if self._line is None:
+            raise Unavailable("The engine is starting. Try again after the time in Retry-After.")
+        return self._line
+
+    def forget(self, call: Call) -> bool:
+        """Drop a call; return whether it was there."""
+        if self._calls.pop(call.uid, None) is None:
+            return False
+        self._num_tokens -= call.num_tokens
+        return True
+
+    def connect(self, line: EngineLine) -> None:
+        """Let calls in, to this line; from any thread."""
+        self._line = line
+
+    def disconnect(self, line: EngineLine, error: HeadstockError) -> None:
+        """Refuse further calls and answer those on this line with an error; from any thread."""
+        self._line = None
+        # A call that saw the line still there is entered before this runs on its loop.
+        self._on_loop(lambda: self._fail(error, line))
+
+    def deliver(self, replies: Sequence[tuple[int, Reply]]) -> None:
+        """Hand replies to their calls; from any thread."""
+        self._on_loop(lambda: self._put(replies))
+
+    def fail_all(self, error: HeadstockError) -> None:
+        """Answer every call in flight with an error, and take its rows out of the engine; from any thread."""
+        self._on_loop(lambda: self._fail(error, None))
+
+    def _on_loop(self, action: Callable[[], None]) -> None:
+        if self._event_loop is not None:  # else there never was a call
+            self._event_loop.call_soon_threadsafe(action)
+
+    def _put(self, replies: Sequence[tuple[int, Reply]]) -> None:
+        for uid, reply in replies:
+            if call := self._calls.get(uid):
+                call.put(reply)
+
+    def _fail(self, error: HeadstockError, line: EngineLine | None) -> None:
+        for call in self._calls.values():
+            if line in (None, call.line):
+                call.put(error)
+
+
+def num_tokens(rows: Sequence[Row]) -> int:
+    """Return the tokens of the rows' prompts and of the longest answers they may get."""
+    return sum(
+        len(row.token_ids) + (row.generation.max_new_tokens if row.generation else 0)
+        for row in rows
+    )

@@ -1,0 +1,102 @@
+"""The client: refused calls sent again, no more often than asked; answers that stream, and ones that break off."""
+
+import json
+
+import httpx
+import pytest
+
+import service.client
+from service.client import Client, ClientError
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds that the client would have slept."""
+    slept = []
+    monkeypatch.setattr(service.client.time, "sleep", slept.append)
+    return slept
+
+
+def client_of(answers, **options):
+    """Return a client whose server gives these answers in turn, and the bodies it was sent."""
+    client, bodies = Client(**options), []
+
+    def answer(request):
+        bodies.append(json.loads(request.content))
+        return answers[len(bodies) - 1]
+
+    client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
+    return client, bodies
+
+
+def refusal(status, **headers):
+    error = {"code": "overloaded", "message": "full", "param": None}
+    return httpx.Response(status, json={"error": error}, headers=headers)
+
+
+def good():
+    return httpx.Response(200, json={"predictions": [{"label": "a"}]})
+
+
+def events(*bodies):
+    return httpx.Response(200, text="".join(f"data: {json.dumps(body)}\n\n" for body in bodies))
+
+
+def test_a_refused_call_is_sent_again_after_the_time_asked_for(waits):
+    answers = [
+        refusal(429, **{"Retry-After": "2"}),
+        refusal(503),
+        refusal(503, **{"Retry-After": "9999"}),
+    ]
+    client, bodies = client_of([*answers, good()], retries=3)
+    assert client.predict("x", "text", timeout_seconds=5) == [{"label": "a"}]
+    assert waits == [2.0, 1.0, 30.0]
+    assert len(bodies) == 4
+    assert bodies[0]["timeout_seconds"] == 5
+
+
+@pytest.mark.parametrize(("retries", "sent"), [(0, 1), (2, 3)])
+def test_retries_are_bounded_and_off_unless_asked_for(waits, retries, sent):
+    client, bodies = client_of([refusal(429)] * 9, retries=retries)
+    with pytest.raises(ClientError, match="full") as caught:
+        client.predict_many([{"adapter": "x", "input": "a"}])
+    assert caught.value.status == 429
+    assert (len(bodies), len(waits)) == (sent, retries)
+
+
+def test_other_errors_are_not_tried_again(waits):
+    client, bodies = client_of([refusal(500)] * 3, retries=2)
+    with pytest.raises(ClientError):
+        client.predict("x", "a")
+    assert len(bodies) == 1
+
+
+def test_a_stream_gives_its_events_up_to_the_whole_prediction(waits):
+    sent = [{"delta": "a"}, {"delta": "b"}, {"summary": "ab", "done": True}]
+    client, bodies = client_of([refusal(503), events(*sent)], retries=1)
+    assert list(client.predict_stream("x", "text", timeout_seconds=2, max_new_tokens=5)) == sent
+    assert bodies[1] == {
+        "adapter": "x",
+        "inputs": ["text"],
+        "parameters": {"max_new_tokens": 5},
+        "stream": True,
+        "timeout_seconds": 2,
+    }
+
+
+def test_a_stream_that_fails_or_breaks_off_raises_after_its_deltas():
+    error = {"code": "prediction_failed", "message": "not finite", "param": None}
+    for last, code in ([{"error": error}], "prediction_failed"), ([], "broken_off"):
+        client, _ = client_of([events({"delta": "a"}, *last)])
+        stream = client.predict_stream("x", "text")
+        assert next(stream) == {"delta": "a"}
+        with pytest.raises(ClientError) as caught:
+            next(stream)
+        assert caught.value.code == code
+
+
+def test_a_stream_that_is_refused_raises_the_servers_error():
+    client, _ = client_of([refusal(400)])
+    with pytest.raises(ClientError, match="full") as caught:
+        list(client.predict_stream("x", "text"))
+    assert caught.value.status == 400

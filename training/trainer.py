@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from adapters.backbone import ARCHITECTURES, Backbone
+from adapters.architectures import ARCHITECTURES
+from adapters.backbone import Backbone
 from adapters.errors import InvalidRequest, RunFailed, RunPaused, UnsupportedBackbone
 from adapters.runtime.pack import pack_rows
 from adapters.tasks.base import HeadSpec, Labelled

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel
 
-from adapters.backbone import ARCHITECTURES, describe_backbone, load_backbone
+from adapters.architectures import ARCHITECTURES
+from adapters.backbone import describe_backbone, load_backbone
 from adapters.runtime.pack import pack_rows
 from tests.tiny import save_backbone
 

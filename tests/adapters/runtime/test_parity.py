@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from adapters.backbone import ARCHITECTURES, can_pack, describe_backbone, load_backbone
+from adapters.architectures import ARCHITECTURES, can_pack
+from adapters.backbone import describe_backbone, load_backbone
 from adapters.bundle import BackboneReference, Lineage, seal_bundle
 from adapters.runtime.engine import Engine
 from adapters.runtime.limits import EngineLimits

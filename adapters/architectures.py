@@ -1,8 +1,8 @@
-"""The model types that can be backbones, and how each is run: its family, packed or padded, and where positions begin."""
+"""The model types that can be backbones, and how each runs: its family, packed or padded, and where positions begin."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from adapters.errors import UnsupportedBackbone
@@ -26,38 +26,57 @@ class Architecture:
     counts_from_padding: bool = False
 
 
+_DECODER = Architecture("decoder")
 _ROBERTA = Architecture("encoder", has_pooler=True, counts_from_padding=True)
-# Only what is tested against the stock library is let in.
+_SEQUENCE = Architecture("encoder-decoder", is_packed=False)
+# Only what is tested against the stock library is let in (tests/adapters/runtime/test_parity.py). DeBERTa is not:
+# it puts relative positions, which belong to no row, through the layers that adapters change.
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture("decoder"),
-    "qwen2": Architecture("decoder"),
-    "qwen3": Architecture("decoder"),
-    "mistral": Architecture("decoder"),
-    "gpt2": Architecture("decoder"),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gpt2"), _DECODER),
+    **dict.fromkeys(("gemma", "gpt_neox", "olmo2", "opt", "phi", "phi3", "starcoder2"), _DECODER),
+    **dict.fromkeys(("bloom", "gpt_neo", "gptj"), Architecture("decoder", is_packed=False)),
     "bert": Architecture("encoder", has_pooler=True),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA),
     "distilbert": Architecture("encoder"),
     "modernbert": Architecture("encoder", is_windowed=True),
-    "t5": Architecture("encoder-decoder", is_packed=False),
-    "bart": Architecture("encoder-decoder", is_packed=False),
-    "marian": Architecture("encoder-decoder", is_packed=False),
+    "albert": Architecture("encoder", has_pooler=True),
+    "electra": Architecture("encoder"),
+    "mpnet": replace(_ROBERTA, is_packed=False),
+    **dict.fromkeys(("t5", "mt5", "bart", "mbart", "marian", "pegasus"), _SEQUENCE),
 }
+# Rotary positions that change with the longest row of a pass: a row's answer would depend on its company.
+_STRETCHING = ("dynamic", "longrope")
 
 
 def architecture_of(config: Any, name: str) -> Architecture:
     """Return how a model is run, by its config.
 
     Raises:
-        UnsupportedBackbone: models of this type are not tested, or it has layers that nobody would feed.
+        UnsupportedBackbone: models of this type are not tested, or its config asks for what can't be honoured.
     """
-    if config.model_type not in ARCHITECTURES or getattr(config, "add_cross_attention", False):
+    if config.model_type not in ARCHITECTURES:
         raise UnsupportedBackbone(
             f"Backbone '{name}' is of type '{config.model_type}', which can't be served yet. "
-            f"Types that can: {', '.join(ARCHITECTURES)} (without added cross attention).",
+            f"Types that can: {', '.join(ARCHITECTURES)}.",
+            param="backbone",
+        )
+    trouble = _trouble(config)
+    if trouble is not None:
+        raise UnsupportedBackbone(
+            f"Backbone '{name}' has {trouble}, which can't be served. Choose one without, such as the "
+            "packaged ones.",
             param="backbone",
         )
     return ARCHITECTURES[config.model_type]
+
+
+def _trouble(config: Any) -> str | None:
+    """Return what of a config can't be honoured."""
+    if getattr(config, "add_cross_attention", False):
+        return "added cross attention ('add_cross_attention')"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type")
+    return f"rotary positions of type '{kind}'" if kind in _STRETCHING else None
 
 
 def can_pack(config: Any) -> bool:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from adapters.runtime.linears import LinearGroup
     from adapters.runtime.pack import Pack
 
-_NOT_ADAPTABLE = ("lm_head", "pooler")
-
 
 class BackboneSpec(BaseModel):
     """What others must know of a backbone without loading it; kept in the registry.
@@ -146,10 +144,13 @@ def adaptable_modules(model: nn.Module) -> dict[str, Any]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    head = model.get_output_embeddings()  # type: ignore[operator]
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not set(path.split(".")) & set(_NOT_ADAPTABLE)
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and "pooler" not in path.split(".")
     }
 
 

@@ -3,23 +3,8 @@
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    BartForConditionalGeneration,
-    BertModel,
-    DistilBertModel,
-    GPT2LMHeadModel,
-    LlamaForCausalLM,
-    MarianMTModel,
-    MistralForCausalLM,
-    ModernBertModel,
-    PreTrainedTokenizerFast,
-    Qwen2ForCausalLM,
-    Qwen3ForCausalLM,
-    RobertaModel,
-    T5ForConditionalGeneration,
-    XLMRobertaModel,
-)
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and the dog sleeps in the warm sun.",
@@ -60,19 +45,52 @@ BART_SIZES = {
 }
 # How each type is made: its class, its own fields of the config, and its family.
 MODELS = {
-    "llama": (LlamaForCausalLM, HEADS, "decoder"),
-    "qwen2": (Qwen2ForCausalLM, HEADS, "decoder"),
-    "qwen3": (Qwen3ForCausalLM, {**HEADS, "head_dim": 8}, "decoder"),
-    "mistral": (MistralForCausalLM, {**HEADS, "sliding_window": None}, "decoder"),
-    "gpt2": (GPT2LMHeadModel, {**FOUR_HEADS, "n_inner": 48}, "decoder"),
-    "bert": (BertModel, FOUR_HEADS, "encoder"),
-    "roberta": (RobertaModel, FOUR_HEADS, "encoder"),
-    "xlm-roberta": (XLMRobertaModel, FOUR_HEADS, "encoder"),
-    "distilbert": (DistilBertModel, {**FOUR_HEADS, "hidden_dim": 48}, "encoder"),
-    "t5": (T5ForConditionalGeneration, T5_SIZES, "encoder-decoder"),
-    "bart": (BartForConditionalGeneration, BART_SIZES, "encoder-decoder"),
-    "marian": (MarianMTModel, {**BART_SIZES, "decoder_start_token_id": 0}, "encoder-decoder"),
-    "modernbert": (ModernBertModel, {**FOUR_HEADS, "local_attention": 16}, "encoder"),
+    "llama": (transformers.LlamaForCausalLM, HEADS, "decoder"),
+    "qwen2": (transformers.Qwen2ForCausalLM, HEADS, "decoder"),
+    "qwen3": (transformers.Qwen3ForCausalLM, {**HEADS, "head_dim": 8}, "decoder"),
+    "mistral": (transformers.MistralForCausalLM, {**HEADS, "sliding_window": None}, "decoder"),
+    "gpt2": (transformers.GPT2LMHeadModel, {**FOUR_HEADS, "n_inner": 48}, "decoder"),
+    "bert": (transformers.BertModel, FOUR_HEADS, "encoder"),
+    "roberta": (transformers.RobertaModel, FOUR_HEADS, "encoder"),
+    "xlm-roberta": (transformers.XLMRobertaModel, FOUR_HEADS, "encoder"),
+    "distilbert": (transformers.DistilBertModel, {**FOUR_HEADS, "hidden_dim": 48}, "encoder"),
+    "modernbert": (transformers.ModernBertModel, {**FOUR_HEADS, "local_attention": 16}, "encoder"),
+    "t5": (transformers.T5ForConditionalGeneration, T5_SIZES, "encoder-decoder"),
+    "bart": (transformers.BartForConditionalGeneration, BART_SIZES, "encoder-decoder"),
+    "marian": (
+        transformers.MarianMTModel,
+        {**BART_SIZES, "decoder_start_token_id": 0},
+        "encoder-decoder",
+    ),
+    "gemma": (transformers.GemmaForCausalLM, {**HEADS, "head_dim": 8}, "decoder"),
+    "gpt_neox": (transformers.GPTNeoXForCausalLM, FOUR_HEADS, "decoder"),
+    "olmo2": (transformers.Olmo2ForCausalLM, HEADS, "decoder"),
+    "opt": (
+        transformers.OPTForCausalLM,
+        {**FOUR_HEADS, "ffn_dim": 48, "word_embed_proj_dim": 32},
+        "decoder",
+    ),
+    "phi": (transformers.PhiForCausalLM, FOUR_HEADS, "decoder"),
+    "phi3": (transformers.Phi3ForCausalLM, HEADS, "decoder"),
+    "starcoder2": (
+        transformers.Starcoder2ForCausalLM,
+        {**HEADS, "sliding_window": None},
+        "decoder",
+    ),
+    "bloom": (transformers.BloomForCausalLM, {"n_head": 4}, "decoder"),
+    "gpt_neo": (
+        transformers.GPTNeoForCausalLM,
+        {**FOUR_HEADS, "attention_types": [[["global", "local"], 1]], "window_size": 24},
+        "decoder",
+    ),
+    "gptj": (transformers.GPTJForCausalLM, {**FOUR_HEADS, "rotary_dim": 4}, "decoder"),
+    "camembert": (transformers.CamembertModel, FOUR_HEADS, "encoder"),
+    "albert": (transformers.AlbertModel, {**FOUR_HEADS, "embedding_size": 16}, "encoder"),
+    "electra": (transformers.ElectraModel, {**FOUR_HEADS, "embedding_size": 16}, "encoder"),
+    "mpnet": (transformers.MPNetModel, FOUR_HEADS, "encoder"),
+    "mt5": (transformers.MT5ForConditionalGeneration, T5_SIZES, "encoder-decoder"),
+    "mbart": (transformers.MBartForConditionalGeneration, BART_SIZES, "encoder-decoder"),
+    "pegasus": (transformers.PegasusForConditionalGeneration, BART_SIZES, "encoder-decoder"),
 }
 
 
@@ -94,7 +112,7 @@ def save_tokenizer(folder: Path, family: str) -> int:
             single="<|start|> $A <|end|>", special_tokens=[("<|start|>", 1), ("<|end|>", 2)]
         )
         inner.enable_truncation(20)  # as MiniLM's does: ours must not cut silently
-    fast = PreTrainedTokenizerFast(
+    fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<|pad|>", bos_token="<|start|>", eos_token="<|end|>"
     )
     if family == "decoder":

@@ -1,16 +1,24 @@
 """The frozen model that every adapter shares: what it is (`BackboneSpec`) and the loaded thing (`Backbone`).
 
-The canonical form is the causal model for decoders and the plain encoder (no pooler) for encoders; weight
-names in bundles are those of that form.
+The canonical form is the causal model for decoders, the plain encoder (no pooler) for encoders and the model for
+conditional generation for encoder-decoders; weight names in bundles are those of that form.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from adapters.architectures import (
+    ARCHITECTURES,
+    Family,
+    architecture_of,
+    can_pack,
+    first_position,
+    max_positions,
+)
 from adapters.dtype import DtypeName, resolve_dtype
 from adapters.errors import EnvironmentProblem, UnsupportedBackbone
 from adapters.home import default_home
@@ -24,17 +32,6 @@ if TYPE_CHECKING:
 
     from adapters.runtime.linears import LinearGroup
     from adapters.runtime.pack import Pack
-
-Family = Literal["decoder", "encoder"]
-
-# Models whose code passes extra keyword arguments down to the attention function, tested packed.
-PACKED_FAMILIES: dict[str, Family] = {
-    "llama": "decoder",
-    "qwen2": "decoder",
-    "qwen3": "decoder",
-    "bert": "encoder",
-}
-_NOT_ADAPTABLE = ("lm_head", "pooler")
 
 
 class BackboneSpec(BaseModel):
@@ -104,7 +101,7 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
     """Return a backbone's spec from its folder, without loading its weights.
 
     Raises:
-        UnsupportedBackbone: its architecture can't run packed yet.
+        UnsupportedBackbone: its architecture can't be served yet.
     """
     import torch
     from transformers import AutoConfig
@@ -112,7 +109,7 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
     from adapters.runtime.linears import input_size, output_size
 
     config = AutoConfig.from_pretrained(folder)
-    family = _family(config, name or folder.name)
+    family = architecture_of(config, name or folder.name).family
     with torch.device("meta"):
         model = _model_class(family).from_config(config)
     return BackboneSpec(
@@ -123,7 +120,7 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
         family=family,
         model_type=config.model_type,
         hidden_size=config.hidden_size,
-        max_tokens=config.max_position_embeddings,
+        max_tokens=max_positions(config) - first_position(config),
         modules={
             path: (input_size(module), output_size(module))
             for path, module in adaptable_modules(model).items()
@@ -131,20 +128,15 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
     )
 
 
-def _family(config: Any, name: str) -> Family:
-    if config.model_type not in PACKED_FAMILIES or getattr(config, "use_sliding_window", False):
-        raise UnsupportedBackbone(
-            f"Backbone '{name}' is of type '{config.model_type}', which can't be served yet. "
-            f"Types that can: {', '.join(PACKED_FAMILIES)} (without sliding windows).",
-            param="backbone",
-        )
-    return PACKED_FAMILIES[config.model_type]
-
-
 def _model_class(family: Family) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    return AutoModelForCausalLM if family == "decoder" else AutoModel
+    classes = {
+        "decoder": AutoModelForCausalLM,
+        "encoder": AutoModel,
+        "encoder-decoder": AutoModelForSeq2SeqLM,
+    }
+    return classes[family]
 
 
 def adaptable_modules(model: nn.Module) -> dict[str, Any]:
@@ -152,10 +144,13 @@ def adaptable_modules(model: nn.Module) -> dict[str, Any]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    head = model.get_output_embeddings()  # type: ignore[operator]
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not set(path.split(".")) & set(_NOT_ADAPTABLE)
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and "pooler" not in path.split(".")
     }
 
 
@@ -185,36 +180,57 @@ class Backbone:
 
     Attributes:
         model: the canonical form, in eval mode; its linear layers are what adapters target.
+        base: the model without its language head.
         groups: its linear layers, fused for serving; empty for a backbone that is as the library made it.
+        first_position: position id of a row's first token.
+        start_ids: what an encoder-decoder's decoder begins with; empty for other families.
     """
 
     def __init__(self, spec: BackboneSpec, model: nn.Module) -> None:
         self.spec = spec
         self.model = model
-        self._base: Any = model.model if spec.family == "decoder" else model
+        self.base: Any = model.base_model
         first = next(model.parameters())
         self.dtype: torch.dtype = first.dtype
         self.device: torch.device = first.device
         self.groups: list[LinearGroup] = []
-        self._language_head: Any = getattr(model, "lm_head", None)
+        self.first_position = first_position(model.config)
+        self.start_ids = _start_ids(model) if spec.family == "encoder-decoder" else ()
+        self._language_head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        self._logit_bias_V = _logit_bias(model)
 
     @property
     def config(self) -> Any:
         return self.model.config
 
+    @property
+    def is_packed(self) -> bool:
+        """Tell whether it was loaded for packed rows; else it runs padded, and can't be trained yet."""
+        from adapters.runtime.attention import PACKED
+
+        return bool(self.config._attn_implementation == PACKED)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Tell whether its linear layers keep their weights as ``[I, O]``, which peft must be told."""
+        from transformers.pytorch_utils import Conv1D
+
+        return any(isinstance(module, Conv1D) for module in self.model.modules())
+
     def hidden_states(self, token_ids_T: Tensor, pack: Pack) -> Tensor:
         """Return the last layer's hidden states ``[T, hidden_size]`` of a pack, in the backbone's dtype."""
         extra = {"use_cache": False} if self.spec.family == "decoder" else {}
-        out = self._base(
-            input_ids=token_ids_T[None], position_ids=pack.positions_T[None], pack=pack, **extra
-        )
+        position_ids = pack.positions_T[None] + self.first_position
+        out = self.base(input_ids=token_ids_T[None], position_ids=position_ids, pack=pack, **extra)
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
     def next_token_logits(self, hidden_ND: Tensor) -> Tensor:
         """Return fp32 logits ``[N, vocabulary]`` of the backbone's own language head."""
-        logits: Tensor = self._language_head(hidden_ND)
-        return logits.float()
+        if getattr(self.config, "scale_decoder_outputs", False):  # T5 with tied weights
+            hidden_ND = hidden_ND * self.config.d_model**-0.5
+        logits: Tensor = self._language_head(hidden_ND).float()
+        return logits if self._logit_bias_V is None else logits + self._logit_bias_V
 
     def fuse(self) -> None:
         """Compute linear layers that read the same input in one product; for serving only, for there is no way back."""
@@ -225,6 +241,41 @@ class Backbone:
             self._language_head = FusedLinear([self._language_head])
 
 
+def _start_ids(model: nn.Module) -> tuple[int, ...]:
+    """Return the tokens that a decoder starts with, the one that the checkpoint wants forced behind included."""
+    settings: Any = getattr(model, "generation_config", None)
+    start = getattr(settings, "decoder_start_token_id", None)
+    if start is None:
+        start = getattr(model.config, "decoder_start_token_id", None)
+    if start is None:
+        raise UnsupportedBackbone(
+            "The backbone's generation_config.json has no 'decoder_start_token_id', so its decoder can't "
+            "start. Add it there.",
+            param="backbone",
+        )
+    forced = getattr(settings, "forced_bos_token_id", None)
+    return (int(start),) if forced is None else (int(start), int(forced))
+
+
+def _logit_bias(model: nn.Module) -> Tensor | None:
+    """Return what is added to each token's logit: a model's own bias, and far below all for tokens it must not write.
+
+    Marian checkpoints name their padding token in ``bad_words_ids``; it would often win otherwise.
+    """
+    bias: Tensor | None = getattr(model, "final_logits_bias", None)
+    settings = getattr(model, "generation_config", None)
+    barred = [
+        words[0] for words in getattr(settings, "bad_words_ids", None) or () if len(words) == 1
+    ]
+    if not barred:
+        return None if bias is None else bias[0].float()
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    total = head.weight.new_zeros(head.weight.shape[0]).float()
+    total += 0 if bias is None else bias[0]
+    total[barred] = -1e9
+    return total
+
+
 def load_backbone(
     spec: BackboneSpec,
     dtype: DtypeName,
@@ -232,22 +283,39 @@ def load_backbone(
     home: Path | None = None,
     device: str = "cpu",
     fuse: bool = False,
+    is_packed: bool | None = None,
 ) -> Backbone:
-    """Load a backbone's weights, frozen, for packed attention.
+    """Load a backbone's weights, frozen, for packed attention where it can be, else for the library's own.
 
     Args:
         fuse: see `Backbone.fuse`.
         home: where the choice for dtype ``auto`` is kept; needed for that only.
+        is_packed: False loads for padded rows what could be packed.
+
+    Raises:
+        UnsupportedBackbone: it can't run in this dtype.
     """
     import torch
+    from transformers import AutoConfig
 
     from adapters.runtime.attention import PACKED
 
     chosen = getattr(torch, resolve_dtype(dtype, device, home or default_home()))
-    extra = {"add_pooling_layer": False} if spec.model_type == "bert" else {}
+    if is_packed is None:
+        is_packed = can_pack(AutoConfig.from_pretrained(spec.folder))
+    has_pooler = ARCHITECTURES[spec.model_type].has_pooler
     model = _model_class(spec.family).from_pretrained(
-        spec.folder, dtype=chosen, attn_implementation=PACKED, **extra
+        spec.folder,
+        dtype=chosen,
+        **({"attn_implementation": PACKED} if is_packed else {}),
+        **({"add_pooling_layer": False} if has_pooler else {}),
     )
+    if any(parameter.dtype != chosen for parameter in model.parameters()):
+        raise UnsupportedBackbone(
+            f"Models of type '{spec.model_type}' keep some layers out of '{dtype}', which adapters can't follow. "
+            "Run it in float32 or bfloat16.",
+            param="dtype",
+        )
     model.requires_grad_(False)
     backbone = Backbone(spec, model.to(device).eval())
     if fuse:

@@ -56,6 +56,7 @@ def _peft_config(trainee: Trainee) -> dict[str, object]:
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
         "use_rslora": config.use_rslora,
+        "fan_in_fan_out": config.fan_in_fan_out,
         "target_modules": sorted(config.target_modules or ()),
         "bias": "none",
         "inference_mode": True,

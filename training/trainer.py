@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from adapters.architectures import ARCHITECTURES
 from adapters.backbone import Backbone
-from adapters.errors import InvalidRequest, RunFailed, RunPaused
+from adapters.errors import InvalidRequest, RunFailed, RunPaused, UnsupportedBackbone
 from adapters.runtime.pack import pack_rows
 from adapters.tasks.base import HeadSpec, Labelled
 from adapters.tasks.heads import Head, build_head, row_loss
@@ -66,7 +67,15 @@ def build_trainee(
 
     Raises:
         InvalidRequest: the settings name no module of this backbone.
+        UnsupportedBackbone: it runs padded, which is for serving only.
     """
+    if not backbone.is_packed:
+        raise UnsupportedBackbone(
+            f"Backbone '{backbone.spec.name}' of type '{backbone.spec.model_type}' can be served, but not yet "
+            f"trained on. Types that can: {', '.join(t for t, a in ARCHITECTURES.items() if a.is_packed)} "
+            "(decoders without sliding windows).",
+            param="backbone",
+        )
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.rank,
@@ -74,6 +83,7 @@ def build_trainee(
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=target_modules(backbone, lora),
+        fan_in_fan_out=backbone.is_transposed,
     )
     peft_model = get_peft_model(backbone.model, config)
     module = build_head(head, backbone.spec.hidden_size) if head else None

@@ -18,7 +18,8 @@ class Active:
 
     ``num_done`` of its tokens (prompt, then answer) have been through the backbone. ``blocks`` are its cache blocks,
     none if it keeps nothing; ``keys`` the chain keys of its prompt's full blocks (see `prefix.py`). ``hidden`` collects
-    the hidden states of a scoring row that goes through in several parts.
+    the hidden states of a scoring row that goes through in several parts. ``is_whole``: its prompt must go through at
+    once, for each token reads all others, as in the encoder of an encoder-decoder.
     """
 
     row: Row
@@ -28,6 +29,7 @@ class Active:
     generated: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     hidden: list[Tensor] = field(default_factory=list)
+    is_whole: bool = False
     is_done: bool = False
 
     @property
@@ -38,7 +40,7 @@ class Active:
     @property
     def is_divisible(self) -> bool:
         """Tell whether its tokens may be spread over several passes: what it computed before stays in the cache."""
-        return bool(self.blocks)
+        return bool(self.blocks) and not self.is_whole
 
     @property
     def is_decoding(self) -> bool:

@@ -32,9 +32,13 @@ def packed_attention(
     pack: Pack,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Return ``[1, T, H, D]``: each token attends to its own row only, and to that row's past in the cache."""
+    """Return ``[1, T, H, D]``: each token attends to its own row only, and to that row's past in the cache.
+
+    ``sliding_window``: a token attends to those less than so many tokens away; for rows without a past only.
+    """
     query, key, value = query_1HTD[0], key_1KTD[0], value_1KTD[0]
     parts = []
     if pack.cache is not None:
@@ -46,7 +50,9 @@ def packed_attention(
             parts.append(_attend_continued(query[:, start:stop], pack.cache, cells, layer, scaling))
     causal = bool(getattr(module, "is_causal", True))
     for group in pack.groups:
-        parts.append(_attend_group(query, key, value, group, causal, scaling, dropout))
+        parts.append(
+            _attend_group(query, key, value, group, causal, scaling, dropout, sliding_window)
+        )
     out_THD = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out_THD[None], None
 
@@ -95,16 +101,22 @@ def _attend_group(
     causal: bool,
     scaling: float | None,
     dropout: float,
+    window: int | None,
 ) -> Tensor:
     query, key, value = (
         _pad(x[:, group.start : group.stop], group) for x in (query_HTD, key_KTD, value_KTD)
     )
+    mask = group.mask_B11L
+    if window is not None and query.shape[2] > window:
+        assert not causal, "rows of a windowed decoder have a past, which no window bounds here"
+        near_LL = _near(query.shape[2], window, query.device)
+        mask = near_LL if mask is None else mask & near_LL
     # Padding stands at a row's end, so under a causal mask no real token can see it.
     out_BHLD = scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=None if causal else group.mask_B11L,
+        attn_mask=None if causal else mask,
         is_causal=causal,
         dropout_p=dropout,
         scale=scaling,
@@ -112,6 +124,12 @@ def _attend_group(
     )
     out_NHD = out_BHLD.transpose(1, 2).flatten(0, 1)
     return out_NHD if group.keep_N is None else out_NHD.index_select(0, group.keep_N)
+
+
+def _near(length: int, window: int, device: torch.device) -> Tensor:
+    """Return ``[L, L]``, true where two tokens are less than a window apart."""
+    position_L = torch.arange(length, device=device)
+    return (position_L[:, None] - position_L).abs() < window
 
 
 def _pad(x_HND: Tensor, group: Group) -> Tensor:

@@ -7,6 +7,7 @@ N blocks of the longest row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,22 +76,25 @@ class KeyValueCache:
 def build_cache(
     backbone: Backbone, size_bytes: int, kernels: Kernels | None = None
 ) -> KeyValueCache | None:
-    """Return a cache for a backbone's layers; None for an encoder, which has no past."""
-    if backbone.spec.family != "decoder":
+    """Return a cache for a backbone's decoder layers; None for an encoder, which has no past."""
+    if backbone.spec.family == "encoder":
         return None
     config = backbone.config
-    head_size = (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    num_heads = _first_of(config, "decoder_attention_heads", "num_attention_heads")
     return KeyValueCache(
-        config.num_hidden_layers,
-        getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_size,
+        _first_of(config, "num_decoder_layers", "decoder_layers", "num_hidden_layers"),
+        getattr(config, "num_key_value_heads", None) or num_heads,
+        getattr(config, "head_dim", None) or config.hidden_size // num_heads,
         size_bytes=size_bytes,
         dtype=backbone.dtype,
         device=backbone.device,
         kernels=kernels,
     )
+
+
+def _first_of(config: Any, *names: str) -> int:
+    """Return the first of some fields that a config has: an encoder-decoder tells its decoder's apart."""
+    return int(next(value for name in names if (value := getattr(config, name, None))))
 
 
 def blocks_for(num_tokens: int) -> int:

@@ -26,7 +26,8 @@ from adapters.runtime.active import Active, Part
 from adapters.runtime.answers import Answers
 from adapters.runtime.bank import Bank
 from adapters.runtime.cache import blocks_for, build_cache
-from adapters.runtime.forward import PackedForward, Pass
+from adapters.runtime.families import build_forward
+from adapters.runtime.forward import Pass
 from adapters.runtime.host import HostTier
 from adapters.runtime.kernels import fits, load_kernels
 from adapters.runtime.limits import EngineLimits
@@ -65,8 +66,13 @@ class Engine:
         self._bank = Bank(backbone, self.limits.bank_bytes, self.limits.bank_slots, kernels)
         self._tiers = Tiers(backbone, self._bank, HostTier(self.limits.host_bytes), fetch)
         self._cache = build_cache(backbone, self.limits.cache_bytes, kernels)
-        self._places = Places(self._cache, self.limits)
-        self._forward = PackedForward(backbone, self._bank, self._cache)
+        self._places = Places(
+            self._cache,
+            self.limits,
+            is_causal=backbone.spec.family != "encoder-decoder",
+            num_start=len(backbone.start_ids),
+        )
+        self._forward = build_forward(backbone, self._bank, self._cache)
         self._answers = Answers(backbone, self._bank, decode)
         self._scheduler = Scheduler()
         self._running: list[Active] = []
@@ -165,10 +171,14 @@ class Engine:
     def close(self) -> None:
         """Stop loading and give the backbone its own layers back."""
         self._tiers.close()
+        self._forward.close()
         self._bank.close()
 
     def _check(self, row: Row) -> None:
-        total = len(row.token_ids) + (row.generation.max_new_tokens if row.generation else 0)
+        num_new = row.generation.max_new_tokens if row.generation else 0
+        total = len(row.token_ids) + num_new
+        if self.backbone.spec.family == "encoder-decoder":  # each side has its own positions
+            total = max(len(row.token_ids), num_new + len(self.backbone.start_ids) - 1)
         if not row.token_ids:
             raise InvalidRequest("The row has no tokens. Send some text.", param="input")
         if total > self.backbone.spec.max_tokens:
@@ -196,9 +206,10 @@ class Engine:
                 f"Backbone '{self.backbone.spec.name}' is an encoder; it can't generate text.",
                 param="adapter",
             )
-        if blocks_for(row.num_reserved_tokens) > self._cache.num_blocks:
+        num_cells = self._places.num_cells(row)
+        if blocks_for(num_cells) > self._cache.num_blocks:
             raise TextTooLong(
-                f"The row takes '{row.num_reserved_tokens}' tokens of the key-value cache, which has fewer. "
+                f"The row takes '{num_cells}' tokens of the key-value cache, which has fewer. "
                 "Shorten the text, or raise the server's cache_bytes.",
                 param="input",
             )

@@ -55,6 +55,9 @@ class PackedForward:
         )
         return Pass(ordered, hidden_TD, bounds)
 
+    def close(self) -> None:
+        """Take back what was changed in the model: nothing."""
+
     def _pack(self, decoding: list[Part], continuing: list[Part], fresh: list[Part]) -> Pack:
         extents = [part.extent() for part in (*decoding, *continuing, *fresh)]
         cache = None

@@ -18,13 +18,25 @@ class Places:
 
     Args:
         cache: None for a backbone that keeps nothing.
+        is_causal: a prompt's token reads those before it only; else prompts are neither shared nor divided.
+        num_start: tokens that the decoder of an encoder-decoder begins with.
     """
 
-    def __init__(self, cache: KeyValueCache | None, limits: EngineLimits) -> None:
+    def __init__(
+        self,
+        cache: KeyValueCache | None,
+        limits: EngineLimits,
+        *,
+        is_causal: bool = True,
+        num_start: int = 0,
+    ) -> None:
         self._cache = cache
+        self._is_causal = is_causal
+        self._num_extra = max(0, num_start - 1)  # the last token of an answer needs no cell
         self._max_running = limits.max_running
         self._chunk_tokens = limits.chunk_tokens
-        self.prefix = PrefixIndex(cache, limits.prefix_bytes) if cache is not None else None
+        kept_bytes = limits.prefix_bytes if is_causal else 0
+        self.prefix = PrefixIndex(cache, kept_bytes) if cache is not None else None
 
     @property
     def num_prefix_hits(self) -> int:
@@ -52,7 +64,7 @@ class Places:
         if match.is_growing:
             return None  # a running row is computing what this one would compute again
         self.prefix.use(keys, match.blocks)
-        needed = blocks_for(self._num_cells(row)) - len(match.blocks)
+        needed = blocks_for(self.num_cells(row)) - len(match.blocks)
         spare = 0 if is_newcomer else self._cache.num_blocks // SPARE
         self.prefix.make_room(needed + spare)
         # An adapter alone may need more than is left beside the spare blocks; it then runs row by row.
@@ -61,7 +73,8 @@ class Places:
             return None
         blocks = match.blocks + self._cache.reserve(needed)
         self.prefix.announce(keys, blocks)
-        return Active(row, blocks, keys, num_done=len(match.blocks) * BLOCK)
+        num_done = len(match.blocks) * BLOCK
+        return Active(row, blocks, keys, num_done, is_whole=not self._is_causal)
 
     def computed(self, part: Part) -> None:
         """Note that a part has been through the backbone; its full blocks can be read by others now."""
@@ -79,7 +92,11 @@ class Places:
 
     def _keeps(self, row: Row) -> bool:
         """Tell whether a row needs the cache: to generate, or to go through in several parts."""
-        return row.generation is not None or len(row.token_ids) > self._chunk_tokens
+        is_divided = self._is_causal and len(row.token_ids) > self._chunk_tokens
+        return row.generation is not None or is_divided
 
-    def _num_cells(self, row: Row) -> int:
-        return row.num_reserved_tokens or len(row.token_ids)
+    def num_cells(self, row: Row) -> int:
+        """Return the cells that a row needs if it keeps anything."""
+        if not row.num_reserved_tokens:
+            return len(row.token_ids)
+        return row.num_reserved_tokens + self._num_extra

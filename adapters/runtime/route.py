@@ -46,8 +46,11 @@ class KernelRoute:
             for first in range(start, stop, TILE)
         ]
         self._tiles_N3 = torch.tensor(tiles, dtype=torch.int32)
+        self._num_tokens = spans[-1][1]
 
     def add(self, x_TI: Tensor, out_TO: Tensor, site: Site) -> None:
+        # The kernel would write beyond the output: a layer was fed something else than the pass's tokens.
+        assert len(x_TI) >= self._num_tokens, f"'{site.names[0]}' got {len(x_TI)} tokens"
         self._kernels.add_lora(x_TI, out_TO, self._tiles_N3, self._table, site.number, site.widths)
 
 

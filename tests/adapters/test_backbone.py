@@ -45,12 +45,17 @@ def test_what_is_nowhere_is_said_with_what_there_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"model_type": "gpt2"}, {"model_type": "qwen2", "use_sliding_window": True}]
+    ("fields", "told"),
+    [
+        ({"model_type": "deberta-v2"}, "type 'deberta-v2'.* llama"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+    ],
 )
-def test_an_architecture_that_cannot_be_served_is_refused(tmp_path, decoder_folder, fields):
+def test_an_architecture_that_cannot_be_served_is_refused(tmp_path, decoder_folder, fields, told):
     folder = shutil.copytree(decoder_folder, tmp_path / "copy")
     change_config(folder, **fields)
-    with pytest.raises(UnsupportedBackbone, match="llama"):
+    with pytest.raises(UnsupportedBackbone, match=told):
         describe_backbone(folder)
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from adapters.bundle import load_bundle, read_manifest, seal_bundle
 from adapters.errors import BackboneMismatch, InvalidBundle
-from adapters.runtime.bank import to_torch
+from adapters.runtime.weights import to_torch
 from tests.bundles import classifier, save_bundle, summarizer
 
 

@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel
 
-from adapters.backbone import PACKED_FAMILIES, describe_backbone, load_backbone
+from adapters.architectures import ARCHITECTURES
+from adapters.backbone import describe_backbone, load_backbone
 from adapters.runtime.pack import pack_rows
 from tests.tiny import save_backbone
 
 
-@pytest.mark.parametrize("model_type", PACKED_FAMILIES)
+@pytest.mark.parametrize("model_type", [t for t, a in ARCHITECTURES.items() if a.is_packed])
 def test_packed_rows_equal_the_stock_model_row_by_row(tmp_path, model_type):
     spec = describe_backbone(save_backbone(tmp_path / model_type, model_type, seed=1))
     backbone = load_backbone(spec, "float32")

@@ -1,0 +1,99 @@
+"""The model types that can be backbones, and how each runs: its family, packed or padded, and where positions begin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from adapters.errors import UnsupportedBackbone
+
+Family = Literal["decoder", "encoder", "encoder-decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How models of one type are run.
+
+    ``is_packed``: their code passes extra keyword arguments and position ids down to the attention function, so that
+    rows can be laid end to end; else they run padded. ``is_windowed``: a sliding window in their config is
+    honoured packed. ``counts_from_padding``: positions begin behind the padding token's id.
+    """
+
+    family: Family
+    is_packed: bool = True
+    is_windowed: bool = False
+    has_pooler: bool = False
+    counts_from_padding: bool = False
+
+
+_DECODER = Architecture("decoder")
+_ROBERTA = Architecture("encoder", has_pooler=True, counts_from_padding=True)
+_SEQUENCE = Architecture("encoder-decoder", is_packed=False)
+# Only what is tested against the stock library is let in (tests/adapters/runtime/test_parity.py). DeBERTa is not:
+# it puts relative positions, which belong to no row, through the layers that adapters change.
+ARCHITECTURES: dict[str, Architecture] = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gpt2"), _DECODER),
+    **dict.fromkeys(("gemma", "gpt_neox", "olmo2", "opt", "phi", "phi3", "starcoder2"), _DECODER),
+    **dict.fromkeys(("bloom", "gpt_neo", "gptj"), Architecture("decoder", is_packed=False)),
+    "bert": Architecture("encoder", has_pooler=True),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA),
+    "distilbert": Architecture("encoder"),
+    "modernbert": Architecture("encoder", is_windowed=True),
+    "albert": Architecture("encoder", has_pooler=True),
+    "electra": Architecture("encoder"),
+    "mpnet": replace(_ROBERTA, is_packed=False),
+    **dict.fromkeys(("t5", "mt5", "bart", "mbart", "marian", "pegasus"), _SEQUENCE),
+}
+# Rotary positions that change with the longest row of a pass: a row's answer would depend on its company.
+_STRETCHING = ("dynamic", "longrope")
+
+
+def architecture_of(config: Any, name: str) -> Architecture:
+    """Return how a model is run, by its config.
+
+    Raises:
+        UnsupportedBackbone: models of this type are not tested, or its config asks for what can't be honoured.
+    """
+    if config.model_type not in ARCHITECTURES:
+        raise UnsupportedBackbone(
+            f"Backbone '{name}' is of type '{config.model_type}', which can't be served yet. "
+            f"Types that can: {', '.join(ARCHITECTURES)}.",
+            param="backbone",
+        )
+    trouble = _trouble(config)
+    if trouble is not None:
+        raise UnsupportedBackbone(
+            f"Backbone '{name}' has {trouble}, which can't be served. Choose one without, such as the "
+            "packaged ones.",
+            param="backbone",
+        )
+    return ARCHITECTURES[config.model_type]
+
+
+def _trouble(config: Any) -> str | None:
+    """Return what of a config can't be honoured."""
+    if getattr(config, "add_cross_attention", False):
+        return "added cross attention ('add_cross_attention')"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type")
+    return f"rotary positions of type '{kind}'" if kind in _STRETCHING else None
+
+
+def can_pack(config: Any) -> bool:
+    """Tell whether a model of a known type can run packed: it must not need a window that packed attention ignores."""
+    architecture = ARCHITECTURES[config.model_type]
+    window = getattr(config, "sliding_window", None)
+    is_full = window is None or window >= max_positions(config)
+    return architecture.is_packed and (is_full or architecture.is_windowed)
+
+
+def max_positions(config: Any) -> int:
+    """Return the most positions of a row; for T5, whose positions are relative, those it was trained with."""
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return most or 512
+
+
+def first_position(config: Any) -> int:
+    """Return the position id of a row's first token."""
+    counts = ARCHITECTURES[config.model_type].counts_from_padding
+    return int(config.pad_token_id) + 1 if counts else 0

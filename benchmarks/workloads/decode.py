@@ -52,11 +52,11 @@ def run_decode(session: Session) -> list[Measurement]:
         + [Contestant(system, {}, 0, lambda _: bare) for system in without],
         lambda results: token_agreement(session, model, adapters, results),
     )
-    results = _better_vllm(session, results)
+    results = better_vllm(session, results)
     return measured("W1", "tokens/s", results, NUM_ROWS * max_new)
 
 
-def _better_vllm(session: Session, results: list[Result]) -> list[Result]:
+def better_vllm(session: Session, results: list[Result]) -> list[Result]:
     """Keep the faster of vLLM's two forms, where both took part."""
     forms = [r for r in results if r.contestant.system in (VLLM_EAGER, VLLM_COMPILED)]
     if len(forms) < 2:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from adapters.dtype import DtypeName, resolve_dtype
+from adapters.dtype import DtypeName, Quantization, quantization_of, resolve_dtype
 from adapters.errors import EnvironmentProblem, UnsupportedBackbone
 from adapters.home import default_home
 from adapters.packaged import PACKAGED, prepare_packaged
@@ -185,12 +185,17 @@ class Backbone:
 
     Attributes:
         model: the canonical form, in eval mode; its linear layers are what adapters target.
+        dtype: what activations are in, whatever its weights are kept in.
+        quantization: how the layers that adapters target keep their weights; None for as they are.
         groups: its linear layers, fused for serving; empty for a backbone that is as the library made it.
     """
 
-    def __init__(self, spec: BackboneSpec, model: nn.Module) -> None:
+    def __init__(
+        self, spec: BackboneSpec, model: nn.Module, quantization: Quantization | None = None
+    ) -> None:
         self.spec = spec
         self.model = model
+        self.quantization = quantization
         self._base: Any = model.model if spec.family == "decoder" else model
         first = next(model.parameters())
         self.dtype: torch.dtype = first.dtype
@@ -236,6 +241,8 @@ def load_backbone(
     """Load a backbone's weights, frozen, for packed attention.
 
     Args:
+        dtype: with ``int8`` and ``nf4``, the linear layers that adapters target are quantised, and only those; the
+            rest is in what ``auto`` chooses.
         fuse: see `Backbone.fuse`.
         home: where the choice for dtype ``auto`` is kept; needed for that only.
     """
@@ -244,12 +251,26 @@ def load_backbone(
     from adapters.runtime.attention import PACKED
 
     chosen = getattr(torch, resolve_dtype(dtype, device, home or default_home()))
+    quantization = quantization_of(dtype)
     extra = {"add_pooling_layer": False} if spec.model_type == "bert" else {}
     model = _model_class(spec.family).from_pretrained(
-        spec.folder, dtype=chosen, attn_implementation=PACKED, **extra
+        spec.folder,
+        dtype="auto" if quantization else chosen,  # quantised from the weights as they are stored
+        attn_implementation=PACKED,
+        **extra,
     )
     model.requires_grad_(False)
-    backbone = Backbone(spec, model.to(device).eval())
+    if quantization:
+        _quantize(model, quantization, chosen)
+    backbone = Backbone(spec, model.to(device).eval(), quantization)
     if fuse:
         backbone.fuse()
     return backbone
+
+
+def _quantize(model: nn.Module, quantization: Quantization, dtype: torch.dtype) -> None:
+    from adapters.runtime.linears import quantize_linears
+
+    quantize_linears(model, list(adaptable_modules(model)), quantization)
+    for parameter in model.parameters():  # not buffers: the rotary frequencies stay in fp32
+        parameter.data = parameter.data.to(dtype)

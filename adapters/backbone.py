@@ -270,7 +270,10 @@ def load_backbone(
 
 def _quantize(model: nn.Module, quantization: Quantization, dtype: torch.dtype) -> None:
     from adapters.runtime.linears import quantize_linears
+    from adapters.runtime.quantized import return_freed_memory
 
     quantize_linears(model, list(adaptable_modules(model)), quantization)
     for parameter in model.parameters():  # not buffers: the rotary frequencies stay in fp32
-        parameter.data = parameter.data.to(dtype)
+        # A copy in any case, so that the file that they lie in is no longer mapped.
+        parameter.data = parameter.data.to(dtype, copy=True)
+    return_freed_memory()

@@ -19,7 +19,7 @@ from adapters.architectures import (
     first_position,
     max_positions,
 )
-from adapters.dtype import DtypeName, resolve_dtype
+from adapters.dtype import DtypeName, Quantization, quantization_of, resolve_dtype
 from adapters.errors import EnvironmentProblem, UnsupportedBackbone
 from adapters.home import default_home
 from adapters.packaged import PACKAGED, prepare_packaged
@@ -181,15 +181,20 @@ class Backbone:
     Attributes:
         model: the canonical form, in eval mode; its linear layers are what adapters target.
         base: the model without its language head.
+        dtype: what activations are in, whatever its weights are kept in.
+        quantization: how the layers that adapters target keep their weights; None for as they are.
         groups: its linear layers, fused for serving; empty for a backbone that is as the library made it.
         first_position: position id of a row's first token.
         start_ids: what an encoder-decoder's decoder begins with; empty for other families.
     """
 
-    def __init__(self, spec: BackboneSpec, model: nn.Module) -> None:
+    def __init__(
+        self, spec: BackboneSpec, model: nn.Module, quantization: Quantization | None = None
+    ) -> None:
         self.spec = spec
         self.model = model
         self.base: Any = model.base_model
+        self.quantization = quantization
         first = next(model.parameters())
         self.dtype: torch.dtype = first.dtype
         self.device: torch.device = first.device
@@ -288,6 +293,8 @@ def load_backbone(
     """Load a backbone's weights, frozen, for packed attention where it can be, else for the library's own.
 
     Args:
+        dtype: with ``int8`` and ``nf4``, the linear layers that adapters target are quantised, and only those; the
+            rest is in what ``auto`` chooses.
         fuse: see `Backbone.fuse`.
         home: where the choice for dtype ``auto`` is kept; needed for that only.
         is_packed: False loads for padded rows what could be packed.
@@ -301,23 +308,37 @@ def load_backbone(
     from adapters.runtime.attention import PACKED
 
     chosen = getattr(torch, resolve_dtype(dtype, device, home or default_home()))
+    quantization = quantization_of(dtype)
     if is_packed is None:
         is_packed = can_pack(AutoConfig.from_pretrained(spec.folder))
     has_pooler = ARCHITECTURES[spec.model_type].has_pooler
     model = _model_class(spec.family).from_pretrained(
         spec.folder,
-        dtype=chosen,
+        dtype="auto" if quantization else chosen,  # quantised from the weights as they are stored
         **({"attn_implementation": PACKED} if is_packed else {}),
         **({"add_pooling_layer": False} if has_pooler else {}),
     )
+    model.requires_grad_(False)
+    if quantization:
+        _quantize(model, quantization, chosen)
     if any(parameter.dtype != chosen for parameter in model.parameters()):
         raise UnsupportedBackbone(
             f"Models of type '{spec.model_type}' keep some layers out of '{dtype}', which adapters can't follow. "
             "Run it in float32 or bfloat16.",
             param="dtype",
         )
-    model.requires_grad_(False)
-    backbone = Backbone(spec, model.to(device).eval())
+    backbone = Backbone(spec, model.to(device).eval(), quantization)
     if fuse:
         backbone.fuse()
     return backbone
+
+
+def _quantize(model: nn.Module, quantization: Quantization, dtype: torch.dtype) -> None:
+    from adapters.runtime.linears import quantize_linears
+    from adapters.runtime.quantized import return_freed_memory
+
+    quantize_linears(model, list(adaptable_modules(model)), quantization)
+    for parameter in model.parameters():  # not buffers: the rotary frequencies stay in fp32
+        # A copy in any case, so that the file that they lie in is no longer mapped.
+        parameter.data = parameter.data.to(dtype, copy=True)
+    return_freed_memory()

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from adapters.backbone import BackboneSpec
+from adapters.dtype import Quantization
 from adapters.errors import BackboneMismatch, HeadstockError, InvalidBundle
 from adapters.lora import LoraModule, check_against_backbone, read_lora
 from adapters.tasks.base import HeadSpec, Strict
@@ -58,6 +59,10 @@ class Lineage(Strict):
     seed: int | None = None
     parent: str | None = Field(None, description="Digest of the version it was continued from.")
     dtype: str | None = Field(None, description="What the backbone ran in; metrics are of that.")
+    quantization: Quantization | None = Field(
+        None,
+        description="How the backbone's linear layers kept their weights; None: not quantised.",
+    )
     libraries: dict[str, str] = Field(default_factory=dict)
     created_at: str | None = None
 

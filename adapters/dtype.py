@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
+Quantization = Literal["int8", "nf4"]
 _FILE = "dtype.json"
 _TRIALS = 20
 
 
 def resolve_dtype(name: DtypeName, device: str, home: Path) -> DtypeName:
-    """Return ``name``, or for ``auto`` the faster of fp32 and bf16 for matrix products on this machine.
+    """Return the dtype to compute in: ``name``, or for ``auto``, ``int8`` and ``nf4`` the faster of fp32 and bf16 here.
 
     On CPUs "has AVX512-BF16" does not tell: one machine with it ran bf16 at 4.3 times the fp32 rate,
     another (Emerald Rapids with AMX hidden) at 0.55 times. The choice is kept under ``home``: a busy
     moment could tip it, and evaluation and serving must not differ.
     """
-    if name != "auto":
+    if name != "auto" and quantization_of(name) is None:
         return name
     path, machine = home / _FILE, _machine(device)
     known = _read(path)
@@ -34,6 +35,11 @@ def resolve_dtype(name: DtypeName, device: str, home: Path) -> DtypeName:
         part.write_text(json.dumps(known, indent=2) + "\n")
         part.replace(path)
     return known[machine]
+
+
+def quantization_of(name: DtypeName) -> Quantization | None:
+    """Return how the backbone's linear layers keep their weights; None for as they are."""
+    return name if name in ("int8", "nf4") else None
 
 
 def _read(path: Path) -> dict[str, DtypeName]:

@@ -137,7 +137,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="127.0.0.1, 0.0.0.0 or ::.")] = None,
     port: Annotated[int | None, typer.Option()] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the engine.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16, float16, int8 or nf4.")
+    ] = None,
     backbone: BackboneName = None,
     home: Home = None,
 ) -> None:

@@ -24,7 +24,10 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=default_home, description="Folder of all state.")
     backbone: str = Field(DEFAULT_BACKBONE, description="Packaged name, folder, or Hub id.")
-    dtype: DtypeName = Field("auto", description="auto measures which of fp32 and bf16 is faster.")
+    dtype: DtypeName = Field(
+        "auto",
+        description="auto measures which of fp32 and bf16 is faster; int8 and nf4 quantise the backbone.",
+    )
     device: str = Field("cpu", description="cpu, or cuda:0.")
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
         "127.0.0.1", description="127.0.0.1, 0.0.0.0 or ::."

@@ -24,6 +24,7 @@ from adapters.bundle import (
     load_bundle,
     seal_bundle,
 )
+from adapters.dtype import Quantization
 from adapters.errors import InvalidBundle
 from adapters.tasks.catalog import AnyTask
 from training.contract import LoraSettings
@@ -103,6 +104,7 @@ def seal(
     dtype: str,
     seed: int | None,
     parent: str | None,
+    quantization: Quantization | None = None,
 ) -> Manifest:
     """Write manifest and model card; the bundle is a version from here on."""
     lineage = Lineage(
@@ -110,6 +112,7 @@ def seal(
         seed=seed,
         parent=parent,
         dtype=dtype,
+        quantization=quantization,
         libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -141,6 +141,7 @@ class Run:
                 dtype=str(backbone.dtype).removeprefix("torch."),
                 seed=self.config.fit.seed,
                 parent=parent,
+                quantization=backbone.quantization,
             ).digest
 
         # Sealed twice: the engine that tests it takes sealed bundles only, and metrics are not in the digest.
@@ -259,6 +260,7 @@ class Run:
                 dtype=str(backbone.dtype).removeprefix("torch."),
                 seed=self.config.fit.seed,
                 parent=None,
+                quantization=backbone.quantization,
             )
         return self._test("before", task, backbone, tokenizer, folder, self.inputs.test)
 

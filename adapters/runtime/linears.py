@@ -5,12 +5,14 @@ The library's own model code calls each layer as before; the first of a group to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from adapters.dtype import Quantization
+from adapters.runtime.quantized import QuantizedLinear, quantized_linear
 from adapters.runtime.route import Routes, Site
 
 # Siblings of these names read the same input, in all architectures that have them.
@@ -115,6 +117,7 @@ def _can_pack(weight: Tensor) -> bool:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """Return a layer's weight as ``[O, I]``; GPT-2's Conv1D keeps it the other way round."""
+    assert not isinstance(layer, QuantizedLinear), "a quantised layer has no weight to compute with"
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.detach() if isinstance(layer, nn.Linear) else weight.detach().T
@@ -126,19 +129,21 @@ def wrap_linears(
     """Put `GroupMember`s in the place of a model's linear layers and return their groups.
 
     Args:
-        fuse: compute each group in one product; the layers' own weights are given up for it.
+        fuse: compute each group in one product; the layers' own weights are given up for it. Quantised
+            layers stay as they are, each a group of its own.
     """
     groups: list[LinearGroup] = []
     for names in _groups_of(layers) if fuse else [(name,) for name in layers]:
         members = [layers[name] for name in names]
         widths = torch.tensor([output_size(member) for member in members])
-        base = FusedLinear(members) if fuse else members[0]
+        can_fuse = fuse and not isinstance(members[0], QuantizedLinear)
+        base = FusedLinear(members) if can_fuse else members[0]
         group = LinearGroup(
             Site(len(groups), names, widths), base, is_source=_reads_source(names[0])
         )
         groups.append(group)
         for i, name in enumerate(names):
-            replace(model, name, GroupMember(group, i, None if fuse else members[i]))
+            replace(model, name, GroupMember(group, i, None if can_fuse else members[i]))
     return groups
 
 
@@ -150,6 +155,15 @@ def unwrap_linears(model: nn.Module, groups: Sequence[LinearGroup]) -> None:
             member = model.get_submodule(name)
             if isinstance(member, GroupMember) and member.base is not None:
                 replace(model, name, member.base)
+
+
+def quantize_linears(model: nn.Module, paths: Iterable[str], quantization: Quantization) -> None:
+    """Put quantised layers in the place of a model's linear layers, freeing one before the next is made."""
+    for path in paths:
+        layer = model.get_submodule(path)
+        bias = layer.bias
+        assert bias is None or isinstance(bias, nn.Parameter)
+        replace(model, path, quantized_linear(weight_of(layer), bias, quantization))
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -169,8 +183,11 @@ def _groups_of(layers: dict[str, nn.Module]) -> list[tuple[str, ...]]:
     """Return the layers' paths, those that read the same input together."""
     groups: list[tuple[str, ...]] = []
     grouped: set[str] = set()
-    for path in layers:
+    for path, layer in layers.items():
         if path in grouped:
+            continue
+        if isinstance(layer, QuantizedLinear):
+            groups.append((path,))
             continue
         parent, _, name = path.rpartition(".")
         siblings: tuple[str, ...] = next((s for s in SHARED_INPUT if name in s), (name,))

@@ -43,17 +43,10 @@ def run_memory(session: Session) -> list[Measurement]:
 
 
 def _answer_bare(session: Session, server: RunningServer) -> None:
-    """Have the bare backbone answer; OpenAI's route is the one that takes its name for a model."""
-    name = session.decoder.spec.name
-    body = {"model": name, "prompt": TEXT, "max_tokens": 16}
+    """Have the bare backbone answer: embeddings are what it gives without an adapter."""
+    body = {"model": session.decoder.spec.name, "input": TEXT}
     for _ in range(4):
-        response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
-        if response.status_code == httpx.codes.NOT_FOUND:
-            note = "memory: this server has no /v1/completions, so its bare backbone gave no answer"
-            if note not in session.notes:
-                session.note(note)
-            return
-        response.raise_for_status()
+        httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=120).raise_for_status()
 
 
 def _bytes_an_adapter(server: RunningServer, names: list[str]) -> float:

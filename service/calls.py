@@ -9,11 +9,22 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Literal
 
 from adapters.errors import DeadlineExceeded, HeadstockError, Overloaded, TooLarge, Unavailable
 from adapters.runtime.rows import Row, RowResult
 from adapters.runtime.stats import EngineStats
-from service.wire import CancelRows, Message, ReadStats, Reply, RowsDone, RunRows, Wire, WireClosed
+from service.wire import (
+    CancelRows,
+    HoldAdapter,
+    Message,
+    ReadStats,
+    Reply,
+    RowsDone,
+    RunRows,
+    Wire,
+    WireClosed,
+)
 
 # The engine ends a row at its deadline by itself; past this the API does not trust it to.
 _GRACE_SECONDS = 3.0
@@ -139,7 +150,14 @@ class EngineCalls:
 
     async def stats(self) -> EngineStats:
         """Return the engine's counters; asked for even when the queue is full."""
-        with self._open(ReadStats(), ()) as call:
+        return await self._ask(ReadStats())
+
+    async def hold(self, digest: str, how: Literal["warm", "pin", "unpin"]) -> EngineStats:
+        """Bring an adapter in ahead of requests, keep it in, or no longer; return the engine's counters."""
+        return await self._ask(HoldAdapter(digest, how))
+
+    async def _ask(self, message: ReadStats | HoldAdapter) -> EngineStats:
+        with self._open(message, ()) as call:
             reply = await call.next()
         assert isinstance(reply, EngineStats)
         return reply

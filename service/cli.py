@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapters.errors import HeadstockError, InvalidRequest
+from adapters.errors import EnvironmentProblem, HeadstockError, InvalidRequest
 
 if TYPE_CHECKING:
     from adapters.registry.registry import Registry
@@ -26,6 +26,8 @@ backbone_app = typer.Typer(help="The frozen models that adapters share.", no_arg
 adapters_app = typer.Typer(help="The registry: adapters, versions, aliases.", no_args_is_help=True)
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(adapters_app, name="adapters")
+bench_app = typer.Typer(help="Measure this machine, beside other systems.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 Home = Annotated[Path | None, typer.Option(help="Folder of all state (HEADSTOCK_HOME).")]
 BackboneName = Annotated[
@@ -239,6 +241,45 @@ def move_alias(
     """Point an alias at a version."""
     moved = _open_registry(_settings(home=home)).set_alias(name, alias, version)
     typer.echo(f"{name}@{moved.name} -> {moved.version}")
+
+
+@bench_app.command("serving")
+def bench_serving(
+    only: Annotated[str | None, typer.Option(help="Workloads, such as W1,W2.")] = None,
+    json_file: Annotated[Path, typer.Option("--json", help="Where the report goes.")] = Path(
+        "bench-serving.json"
+    ),
+    runs: Annotated[int, typer.Option(help="Timed rounds; the median counts.", min=1)] = 5,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Less of everything, one round, nothing to install.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="Of every system's backbone.")] = "bfloat16",
+    threads: Annotated[int | None, typer.Option(help="CPU threads of every system.")] = None,
+    backbone: BackboneName = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder that W2 scores on.")] = None,
+    home: Home = None,
+) -> None:
+    """Measure serving: speed, scale, cold start and memory."""
+    try:
+        from benchmarks.serving import chosen_workloads, run_serving
+        from benchmarks.session import Options
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            f"'{error.name}' is not installed here, which the benchmark needs. Run it from a source tree "
+            "after 'make setup' (or: pip install -e '.[bench]')."
+        ) from error
+
+    names = chosen_workloads(only)
+    settings = _settings(home=home, backbone=backbone)
+    given: dict[str, Any] = {"encoder": encoder, "threads": threads}
+    options = Options(
+        decoder=settings.backbone,
+        dtype=dtype,
+        runs=1 if quick else runs,
+        is_quick=quick,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    run_serving(options, names, settings.home, json_file)
 
 
 def _settings(**given: object) -> Settings:

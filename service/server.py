@@ -25,7 +25,9 @@ from service.limits import Gatekeeper, Traffic
 from service.opening import open_registry
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
+from service.routes.embeddings import embeddings_router
 from service.routes.predict import predict_router
+from service.routes.residency import residency_router
 from service.settings import Settings
 from service.supervisor import Supervisor
 from service.wire import Wire
@@ -124,10 +126,13 @@ def build_server(settings: Settings) -> Server:
     calls = EngineCalls(settings.max_waiting_calls, settings.max_waiting_tokens)
     traffic = Traffic()
     server = Server(EngineApi(settings, backbone, calls), calls, traffic)
-    predictor = Predictor(registry, load_tokenizer(folder), backbone, settings.max_row_tokens)
+    tokenizer = load_tokenizer(folder)
+    predictor = Predictor(registry, tokenizer, backbone, settings.max_row_tokens)
     server.app.title = "Headstock"
     server.app.include_router(predict_router(predictor, calls, settings))
+    server.app.include_router(embeddings_router(backbone, tokenizer, calls, settings))
     server.app.include_router(adapters_router(registry, settings.max_bundle_bytes))
+    server.app.include_router(residency_router(registry, calls))
     add_error_handlers(server.app)
     server.app.add_middleware(Gatekeeper, settings.max_body_bytes, traffic)
     return server

@@ -10,7 +10,7 @@ import multiprocessing
 import pickle
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 from adapters.runtime.rows import Row, RowPart, RowResult
 from adapters.runtime.stats import EngineStats
@@ -35,7 +35,15 @@ class CancelRows:
     row_ids: list[str]
 
 
-Message = RunRows | ReadStats | CancelRows
+@dataclass(frozen=True, slots=True)
+class HoldAdapter:
+    """Bring an adapter in ahead of requests, keep it in, or no longer; the reply is the engine's `EngineStats`."""
+
+    digest: str
+    how: Literal["warm", "pin", "unpin"]
+
+
+Message = RunRows | ReadStats | CancelRows | HoldAdapter
 
 
 @dataclass(frozen=True, slots=True)

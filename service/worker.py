@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from adapters.errors import HeadstockError, PredictionFailed
 from adapters.runtime.engine import Engine
 from adapters.runtime.rows import Row, RowPart, RowResult
 from service.wire import (
     CancelRows,
+    HoldAdapter,
     Message,
     ReadStats,
     Ready,
@@ -53,7 +54,7 @@ class Worker:
             return
 
     def _turn(self) -> None:
-        for uid, message in self._waiting(block=not self._engine.num_rows):
+        for uid, message in self._waiting(block=self._engine.is_idle):
             self._take(uid, message)
         self._settle(self._step())
         if self._replies:  # one message a step, however many calls it answers
@@ -79,8 +80,16 @@ class Worker:
                     self._engine.cancel(row_id)
                     self._calls.pop(row_id, None)
             case ReadStats():
-                stats = replace(self._engine.stats, waiting_rows=self._engine.num_rows)
-                self._replies.append((uid, stats))
+                self._replies.append((uid, self._engine.snapshot()))
+            case HoldAdapter(digest, how):
+                self._hold(digest, how)
+                self._replies.append((uid, self._engine.snapshot()))
+
+    def _hold(self, digest: str, how: str) -> None:
+        if how == "warm":
+            self._engine.warm(digest)
+        else:
+            self._engine.pin(digest, pinned=how == "pin")
 
     def _submit(self, row: Row) -> RowResult | None:
         """Submit a row; return its result if it is refused at once."""

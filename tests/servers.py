@@ -93,6 +93,12 @@ def long_call(rows=200, tokens=150):
     return {"adapter": "summary", "inputs": ["The sun."] * rows, "parameters": parameters}
 
 
-def wait_until_at_work(client):
+def wait_until_at_work(client, rows=1):
+    """Wait until the engine steps and has so many rows."""
     steps = client.stats()["steps"]
-    wait_until(lambda: client.stats()["steps"] > steps + 1)
+
+    def is_at_work():
+        stats = client.stats()
+        return stats["steps"] > steps + 1 and stats["waiting_rows"] >= rows
+
+    wait_until(is_at_work)

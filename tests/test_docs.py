@@ -24,7 +24,7 @@ def test_each_setting_stands_in_the_readme_with_default_and_description(name):
 
 
 def sources():
-    for package in ("adapters", "training", "service"):
+    for package in ("adapters", "training", "service", "benchmarks"):
         for path in sorted((ROOT / package).rglob("*.py")):
             if path.name != "__init__.py":
                 yield path

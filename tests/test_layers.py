@@ -1,4 +1,4 @@
-"""Imports point one way: adapters <- training <- service, and the text side needs no torch."""
+"""Imports point one way: adapters <- training <- service <- benchmarks, and the text side needs no torch."""
 
 import ast
 import subprocess
@@ -13,7 +13,10 @@ ALLOWED = {
     "adapters": set(),
     "training": {"adapters"},
     "service": {"adapters", "training.contract", "training.gate"},
+    "benchmarks": {"adapters", "training", "service"},
 }
+# The command line starts the benchmarks, inside the command, and nothing else knows of them.
+MAY_START_BENCHMARKS = ROOT / "service" / "cli.py"
 TORCH_FREE = [
     "adapters.tasks.catalog",
     "adapters.bundle",
@@ -39,11 +42,12 @@ def imported_modules(path: Path) -> Iterator[str]:
 
 def wrong_imports(package: str, path: Path) -> list[str]:
     others = tuple(f"{name}." for name in ALLOWED if name != package)
+    allowed = ALLOWED[package] | ({"benchmarks"} if path == MAY_START_BENCHMARKS else set())
     return [
         module
         for module in imported_modules(path)
         if f"{module}.".startswith(others)
-        and not any(f"{module}.".startswith(f"{allowed}.") for allowed in ALLOWED[package])
+        and not any(f"{module}.".startswith(f"{each}.") for each in allowed)
     ]
 
 
@@ -62,6 +66,9 @@ def test_imports_point_one_way(package):
         ("training", "from service.settings import Settings"),
         ("service", "from training import trainer"),
         ("service", "from training.trainer import fit"),
+        ("adapters", "from benchmarks.report import Report"),
+        ("training", "import benchmarks.bundles"),
+        ("service", "from benchmarks.serving import run_serving"),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path, package, line):
@@ -76,6 +83,22 @@ def test_the_text_side_imports_no_torch(module):
         f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_command_line_imports_the_benchmarks_inside_a_command_only():
+    top = ast.parse(MAY_START_BENCHMARKS.read_text()).body
+    modules = [node.module for node in top if isinstance(node, ast.ImportFrom)]
+    assert not [module for module in modules if module and module.startswith("benchmarks")]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "peers").glob("*.py")), ids=lambda p: p.stem
+)
+def test_a_peer_needs_nothing_of_ours_but_its_neighbours(path):
+    if path.stem == "engine_worker":
+        return
+    modules = [m for m in imported_modules(path) if m.partition(".")[0] in ALLOWED]
+    assert not [module for module in modules if not module.startswith("benchmarks.peers.")]
 
 
 def test_the_client_imports_nothing_of_ours():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.runtime.kernels import Kernels
+from adapters.runtime.kernels import Kernels, fits_attention
 
 BLOCK = 16  # cells handed out at a time; kernels.c has the same number
 
@@ -81,14 +81,16 @@ def build_cache(
         return None
     config = backbone.config
     num_heads = _first_of(config, "decoder_attention_heads", "num_attention_heads")
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     return KeyValueCache(
         _first_of(config, "num_decoder_layers", "decoder_layers", "num_hidden_layers"),
-        getattr(config, "num_key_value_heads", None) or num_heads,
-        getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        num_kv_heads,
+        head_size,
         size_bytes=size_bytes,
         dtype=backbone.dtype,
         device=backbone.device,
-        kernels=kernels,
+        kernels=kernels if fits_attention(num_heads, num_kv_heads, head_size) else None,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from adapters.errors import (
     DeadlineExceeded,
     HeadstockError,
     InvalidRequest,
+    Overloaded,
     PredictionFailed,
     TextTooLong,
 )
@@ -25,6 +27,7 @@ from adapters.runtime.answers import Answers
 from adapters.runtime.bank import Bank
 from adapters.runtime.cache import blocks_for, build_cache
 from adapters.runtime.families import build_forward
+from adapters.runtime.forward import Pass
 from adapters.runtime.host import HostTier
 from adapters.runtime.kernels import fits, load_kernels
 from adapters.runtime.limits import EngineLimits
@@ -137,9 +140,28 @@ class Engine:
             self.wait_for_loads()
         return [results[row.row_id] for row in rows]
 
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether stepping would do nothing: no rows, and no adapter on its way in."""
+        return not (self.num_rows or self._tiers.is_loading)
+
     def warm(self, digest: str) -> None:
         """Have an adapter read into host memory before anybody asks for it."""
         self._tiers.load(digest)
+
+    def pin(self, digest: str, *, pinned: bool) -> None:
+        """Keep an adapter on the device whether it is used or not, or no longer."""
+        self._tiers.pin(digest, pinned=pinned)
+
+    def snapshot(self) -> EngineStats:
+        """Return what has been counted so far, and what is here now."""
+        return replace(
+            self.stats,
+            waiting_rows=self.num_rows,
+            resident_adapters=tuple(self._bank.digests),
+            bank_bytes=self._bank.used_bytes,
+            prefix_hit_tokens=self._places.num_prefix_hits,
+        )
 
     def wait_for_loads(self, timeout_seconds: float | None = None) -> None:
         """Block until a bundle is read, if the last step found nothing else to do."""
@@ -215,19 +237,42 @@ class Engine:
     def _advance(self, parts: list[Part]) -> None:
         try:
             done = self._forward.run(parts)
-            self._count(done.parts)
-            for part in done.parts:
-                self._places.computed(part)
-            for active, outcome in self._answers.read(done):
-                if isinstance(outcome, RowPart):
-                    self._finished.append(outcome)
-                elif isinstance(outcome, RowOutput):
-                    self._finish(active, outcome)
-                else:
-                    self._finish(active, error=outcome)
+        except torch.OutOfMemoryError:
+            self._advance_in_halves(parts)
+            return
         except Exception as error:  # whatever goes wrong in a pass ends its rows, never the engine
-            for part in parts:
-                self._finish(part.active, error=error)
+            self._finish_all(parts, error)
+            return
+        try:
+            self._read(done)
+        except Exception as error:
+            self._finish_all(parts, error)
+
+    def _advance_in_halves(self, parts: list[Part]) -> None:
+        """Run what did not fit the device's memory as two passes; a row that does not fit alone ends."""
+        torch.cuda.empty_cache()
+        if len(parts) == 1:
+            self._finish(parts[0].active, error=_out_of_memory())
+            return
+        middle = len(parts) // 2
+        self._advance(parts[:middle])
+        self._advance(parts[middle:])
+
+    def _read(self, done: Pass) -> None:
+        self._count(done.parts)
+        for part in done.parts:
+            self._places.computed(part)
+        for active, outcome in self._answers.read(done):
+            if isinstance(outcome, RowPart):
+                self._finished.append(outcome)
+            elif isinstance(outcome, RowOutput):
+                self._finish(active, outcome)
+            else:
+                self._finish(active, error=outcome)
+
+    def _finish_all(self, parts: Sequence[Part], error: Exception) -> None:
+        for part in parts:
+            self._finish(part.active, error=error)
 
     def _count(self, parts: Sequence[Part]) -> None:
         digests = {part.active.row.adapter for part in parts if part.active.row.adapter}
@@ -264,6 +309,13 @@ class Engine:
     def _hand_over(self) -> list[RowPart | RowResult]:
         finished, self._finished = self._finished, []
         return finished
+
+
+def _out_of_memory() -> Overloaded:
+    return Overloaded(
+        "The device ran out of memory on this row alone. Try again later, send a shorter text, or lower "
+        "HEADSTOCK_CACHE_BYTES and HEADSTOCK_BANK_BYTES on the server."
+    )
 
 
 def _late() -> DeadlineExceeded:

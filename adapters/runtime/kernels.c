@@ -10,7 +10,7 @@
 
 #define TILE 4          /* tokens that share one read of A and B */
 #define CHUNK 64        /* outputs held in registers at once */
-#define MAX_RANK 512
+/* MAX_RANK comes from the command line: the largest rank that a bundle may have */
 #define MAX_HEAD 256    /* head size */
 #define MAX_SHARED 32   /* query heads on one key-value head */
 #define BLOCK 16        /* cells of a cache block; cache.py has the same number */

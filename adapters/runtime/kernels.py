@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from adapters.home import default_home
+from adapters.lora import MAX_RANK
 
 logger = logging.getLogger(__name__)
 SOURCES = ("kernels.c", "kernels_typed.h")
 TILE = 4  # tokens that one step of the low-rank kernel takes; as in kernels.c
-MAX_RANK, MAX_HEAD, MAX_SHARED = 512, 256, 32
+MAX_HEAD, MAX_SHARED = 256, 32  # as in kernels.c
 # No -ffast-math: it would set flush-to-zero for the whole process, and not-a-number must stay one.
 _FLAGS = (
     "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
@@ -88,6 +89,11 @@ class Kernels:
         return out
 
 
+def fits_attention(num_heads: int, num_kv_heads: int, head_size: int) -> bool:
+    """Tell whether `Kernels.attend` takes a backbone's heads."""
+    return num_heads <= MAX_SHARED * num_kv_heads and head_size <= MAX_HEAD
+
+
 def fits(dtype: torch.dtype, device: torch.device) -> bool:
     """Tell whether the kernels take a backbone's dtype and device."""
     return device.type == "cpu" and dtype in _SUFFIX
@@ -122,7 +128,8 @@ def _identity(compiler: str) -> str:
     sha = hashlib.sha256()
     for name in SOURCES:
         sha.update((Path(__file__).parent / name).read_bytes())
-    sha.update(" ".join((*_FLAGS, compiler, platform.machine(), _processor())).encode())
+    flags = (*_FLAGS, f"-DMAX_RANK={MAX_RANK}")
+    sha.update(" ".join((*flags, compiler, platform.machine(), _processor())).encode())
     return sha.hexdigest()[:24]
 
 
@@ -141,7 +148,7 @@ def _compile(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         subprocess.run(
-            [compiler, *_FLAGS, str(source), "-o", str(made), "-lm"],
+            [compiler, *_FLAGS, f"-DMAX_RANK={MAX_RANK}", str(source), "-o", str(made), "-lm"],
             check=True,
             capture_output=True,
             timeout=_COMPILE_SECONDS,

@@ -38,6 +38,11 @@ class Places:
         kept_bytes = limits.prefix_bytes if is_causal else 0
         self.prefix = PrefixIndex(cache, kept_bytes) if cache is not None else None
 
+    @property
+    def num_prefix_hits(self) -> int:
+        """Prompt tokens that were found in the cache and not computed again."""
+        return self.prefix.num_hits if self.prefix is not None else 0
+
     def take(self, row: Row, running: Sequence[Active]) -> Active | None:
         """Return the row with what it needs reserved, or None if it must wait."""
         if self._cache is None or not self._keeps(row):

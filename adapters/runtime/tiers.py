@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -13,6 +14,7 @@ from adapters.runtime.bank import Bank
 from adapters.runtime.host import HostTier
 from adapters.runtime.weights import AdapterWeights, prepare_weights, weights_bytes
 
+logger = logging.getLogger(__name__)
 MAX_LOADS = 8  # bundles being read at once, or waiting to be
 
 
@@ -36,10 +38,17 @@ class Tiers:
         self._blocked: dict[str, int] = {}  # found no place in the last step: bytes they need
         self._ending: set[str] = set()
         self._failed: dict[str, HeadstockError] = {}
+        self._pinned: set[str] = set()
 
     @property
     def is_loading(self) -> bool:
         return bool(self._loads)
+
+    def pin(self, digest: str, *, pinned: bool) -> None:
+        """Keep an adapter in the bank, brought there as soon as it can be, or no longer."""
+        (self._pinned.add if pinned else self._pinned.discard)(digest)
+        if digest in self._bank:
+            self._bank.pin(digest, pinned=pinned)
 
     def begin_step(self, wanted: Iterable[str | None]) -> dict[str, HeadstockError]:
         """Take in what has been read since the last step; return the adapters that could not be, and why.
@@ -56,7 +65,10 @@ class Tiers:
                     self._host.put(digest, self._ready[digest])
                 except Exception as error:
                     failed[digest] = _load_error(error)
-        still = set(wanted)
+        for digest in failed.keys() & self._pinned:
+            logger.warning("Pinned adapter %s: %s", digest, failed[digest])
+            self._pinned.discard(digest)
+        still = set(wanted) | self._pinned
         self._ready = {d: w for d, w in self._ready.items() if d in still}
         self._ending = set()
         for digest, size_bytes in self._blocked.items():
@@ -64,6 +76,9 @@ class Tiers:
                 # Every place is in use. Those used longest ago get no new rows until this one is in.
                 self._ending.update(self._bank.must_end(size_bytes))
         self._blocked = {}
+        for digest in self._pinned:
+            if digest not in self._bank and self.is_open(digest):
+                self._bank.pin(digest, pinned=True)
         return failed
 
     def is_open(self, digest: str | None) -> bool:

@@ -37,7 +37,7 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
             return await _stream(predictor, calls, request, items[0], deadline)
         prepared = await asyncio.to_thread(predictor.prepare, items, deadline)
         rows = [item.row for item in prepared if not isinstance(item, HeadstockError)]
-        results = await _unless_gone(request, calls.run(rows)) if rows else []
+        results = await unless_gone(request, calls.run(rows)) if rows else []
         return native.answer(await asyncio.to_thread(predictor.finish, prepared, results))
 
     @router.get("/stats")
@@ -59,7 +59,7 @@ async def _stream(
     prepared = await asyncio.to_thread(predictor.prepare_stream, item, deadline)
     call = calls.open([prepared.row])
     try:
-        first = await _unless_gone(request, call.next())
+        first = await unless_gone(request, call.next())
         if isinstance(first, RowsDone) and (error := first.results[0].error):
             raise error
     except BaseException:
@@ -74,7 +74,7 @@ async def _stream(
     return EventStream(events, call)
 
 
-async def _unless_gone(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
     """Await a call of the engine, and cancel it if the client goes away."""
     task = asyncio.create_task(waiting)
     try:

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from adapters.backbone import describe_backbone
+from adapters.backbone import describe_backbone, load_backbone
 from adapters.packaged import DEFAULT_BACKBONE, packaged_folder
+from adapters.runtime.engine import Engine
+from adapters.runtime.rows import Row
+from adapters.tasks.base import Generation
+from adapters.tokenizer import load_tokenizer
 from tests.bundles import answerer, save_bundle, summarizer
 from tests.servers import running_server
 
@@ -73,3 +77,54 @@ def test_a_second_preparation_is_instant_and_changes_nothing(home):
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert str(folder) in headstock(home, "backbone", "prepare")
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_in_bf16_company_changes_no_answer_but_near_ties(home, trained):
+    """Labels and spans of a real split, mixed against alone; generation by teacher forcing on the solo tokens."""
+    spec = describe_backbone(packaged_folder(DEFAULT_BACKBONE, home), DEFAULT_BACKBONE)
+    for name, task in (("spans", answerer()), ("writes", summarizer())):
+        save_bundle(home / name, spec, task, last_layers=2, alpha=1)
+    folders = {"labels": trained / "bundle", "spans": home / "spans", "writes": home / "writes"}
+    engine = Engine(load_backbone(spec, "bfloat16", fuse=True), folders.__getitem__)
+    tokenizer = load_tokenizer(spec.folder)
+    lines = (DATA / "sentence_polarity" / "test.jsonl").read_text().splitlines()[:150]
+    texts = [json.loads(line)["text"] for line in lines]
+    rows = [
+        Row(f"{kind}-{i}", tokenizer.encode(text).ids, kind)
+        for i, text in enumerate(texts)
+        for kind in ("labels", "spans")
+    ]
+    writers = [
+        Row(f"w{i}", tokenizer.encode(text).ids, "writes", Generation(16, ()))
+        for i, text in enumerate(texts[:20])
+    ]
+    alone = {row.row_id: engine.run([row])[0].output for row in [*rows, *writers]}
+    mixed = engine.run([*rows, *writers])
+    flips = 0
+    for row, result in zip(rows, mixed, strict=False):
+        solo, company = alone[row.row_id].logits, result.output.logits
+        if row.adapter == "labels":
+            solo, company = solo[:, None], company[:, None]  # the choice is among labels, or tokens
+        best = solo.argmax(axis=0)
+        for column, choice in enumerate(company.argmax(axis=0)):
+            if choice != best[column]:
+                flips += 1
+                margin = solo[best[column], column] - solo[choice, column]
+                assert margin < 2 * 2**-7 * abs(solo[best[column], column])
+    assert flips <= 0.01 * len(rows)
+    agreed = [
+        forced_agreement(engine, tokens=alone[row.row_id].token_ids, row=row) for row in writers
+    ]
+    assert sum(agreed) / len(agreed) >= 0.95
+
+
+def forced_agreement(engine, tokens, row):
+    """Return the share of solo tokens that a mixed pass over the same beginning would choose as well."""
+    forced = [
+        Row(f"f{n}", [*row.token_ids, *tokens[:n]], row.adapter, Generation(1, ()))
+        for n in range(len(tokens))
+    ]
+    results = engine.run(forced)
+    return sum(
+        r.output.token_ids == (token,) for r, token in zip(results, tokens, strict=True)
+    ) / len(tokens)

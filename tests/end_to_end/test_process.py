@@ -53,7 +53,7 @@ def test_sigterm_lets_running_calls_finish_and_leaves_no_process(tmp_path, decod
         children = children_of(process)
         assert children
         running = [Callers(client).post(long_call(rows=100)) for _ in range(2)]
-        wait_until_at_work(client)
+        wait_until_at_work(client, rows=101)
         for child in children:  # as a service manager does that signals the whole group
             child.send_signal(signal.SIGTERM)
         process.terminate()
@@ -71,7 +71,7 @@ def test_what_the_drain_does_not_finish_is_answered_with_503(tmp_path, decoder_f
         client.create_version("summary", bundles / "summary")
         children = children_of(process)
         running = [Callers(client).post(long_call(rows=250, tokens=200)) for _ in range(2)]
-        wait_until_at_work(client)
+        wait_until_at_work(client, rows=251)
         begin = time.monotonic()
         process.terminate()
         for call in running:

@@ -1,13 +1,17 @@
 """One real server on a tiny backbone: predictions, bad input, uploads, and a swap under load."""
 
+import base64
 import io
 import json
 import shutil
+import struct
 import tarfile
 import threading
 
 import httpx
 import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
 
 from service.client import ClientError
 from service.demo_traffic import swap_version
@@ -308,3 +312,66 @@ def test_odd_texts_are_answered_or_refused_but_never_hang(client, text):
     ):
         body = {"adapter": adapter, "inputs": given, "parameters": {"truncate": True}}
         assert client._http.post("/v1/predict", json=body, timeout=30).status_code in (200, 400)
+
+
+def test_embeddings_have_openais_form_and_are_the_stock_models(client, decoder_folder):
+    texts = ["The dog sleeps.", "北京是中国的首都。"]
+    body = {"model": decoder_folder.name, "input": texts, "pooling": "mean"}
+    answer = client._http.post("/v1/embeddings", json=body).json()
+    assert [item["index"] for item in answer["data"]] == [0, 1]
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
+    stock = AutoModel.from_pretrained(decoder_folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(decoder_folder)
+    for text, item in zip(texts, answer["data"], strict=True):
+        with torch.no_grad():
+            hidden = stock(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        assert item["embedding"] == pytest.approx(hidden.mean(0).tolist(), abs=1e-4)
+    packed = client._http.post("/v1/embeddings", json={**body, "encoding_format": "base64"}).json()
+    raw = base64.b64decode(packed["data"][0]["embedding"])
+    assert struct.unpack(f"<{len(raw) // 4}f", raw) == pytest.approx(
+        tuple(answer["data"][0]["embedding"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"model": "gpt-9"}, 404, "model"),
+        ({"input": []}, 400, "input"),
+        ({"input": ["a", " "]}, 400, "input.1"),
+        ({"input": "long " * 400}, 400, "input.0"),
+        ({"input": 7}, 400, "input"),
+        ({"dimensions": 9}, 400, "dimensions"),
+    ],
+)
+def test_bad_input_for_embeddings_is_named(client, decoder_folder, change, status, param):
+    body = {"model": decoder_folder.name, "input": "good", **change}
+    response = client._http.post("/v1/embeddings", json=body)
+    assert response.status_code == status
+    assert str(response.json()["error"]["param"]).startswith(param)
+
+
+def test_a_version_can_be_warmed_pinned_and_let_go(client):
+    for method, path, pinned in (
+        ("POST", "warm", False),
+        ("POST", "pin", True),
+        ("DELETE", "pin", False),
+    ):
+        response = client._http.request(method, f"/v1/adapters/labels/versions/1/{path}")
+        assert response.status_code in (200, 202)
+        assert response.json()["is_pinned"] is pinned
+    assert client._http.post("/v1/adapters/labels/versions/99/pin").status_code == 404
+    digest = client._http.get("/v1/adapters/labels/versions/1").json()["digest"]
+    assert digest in client.stats()["resident_adapters"]
+
+
+def test_a_sampled_answer_stops_where_it_is_told_and_reports_logprobs(client):
+    parameters = {"temperature": 1.0, "seed": 5, "max_new_tokens": 12, "logprobs": True}
+    first, again = (client.predict("summary", "The sun.", **parameters)[0] for _ in range(2))
+    assert first == again
+    assert len(first["logprobs"]) == first["usage"]["completion_tokens"]
+    stop = first["summary"][3:5]
+    (short,) = client.predict("summary", "The sun.", **parameters, stop=[stop])
+    assert short["finish_reason"] == "stop"
+    assert first["summary"].startswith(short["summary"])
+    assert stop not in short["summary"]

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.backbone import load_backbone
-from adapters.errors import InvalidRequest, PredictionFailed, TextTooLong
+from adapters.errors import InvalidRequest, Overloaded, PredictionFailed, TextTooLong
 from adapters.runtime.engine import Engine
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.rows import Row
@@ -155,3 +155,78 @@ def test_an_encoder_refuses_to_generate(encoder_spec):
     engine = Engine(load_backbone(encoder_spec, "float32"), lambda name: None)
     with pytest.raises(InvalidRequest, match="can't generate"):
         engine.submit(Row("a", [5, 6], None, Generation(4, (2,))))
+
+
+def test_a_pinned_adapter_comes_in_unasked_and_stays(decoder_spec, decoder_tokenizer, bundles):
+    limits = EngineLimits(bank_slots=2, host_bytes=0)
+    engine = Engine(load_backbone(decoder_spec, "float32"), lambda name: bundles / name, limits)
+    engine.pin("two", pinned=True)
+    while "two" not in engine._bank:
+        engine.step()
+        engine.wait_for_loads()
+    for name in ("many", "other", "spans"):
+        engine.run(rows_of(decoder_tokenizer, [name]))
+        assert "two" in engine.snapshot().resident_adapters
+    engine.pin("two", pinned=False)
+    for name in ("many", "other"):
+        engine.run(rows_of(decoder_tokenizer, [name]))
+    assert engine.snapshot().resident_adapters == ("many", "other")
+
+
+def test_a_pin_on_what_cannot_be_loaded_is_dropped(engine, decoder_tokenizer, caplog):
+    engine.pin("not-there", pinned=True)
+    engine.step()
+    while not engine.is_idle:
+        engine.wait_for_loads()
+        engine.step()
+    assert "not-there" in caplog.text
+    assert engine.run(rows_of(decoder_tokenizer, ["two"]))[0].error is None
+
+
+def test_a_warmed_adapter_is_there_at_its_first_row(engine, decoder_tokenizer):
+    engine.warm("two")
+    engine._tiers.wait()
+    engine.step()
+    row = rows_of(decoder_tokenizer, ["two"])[0]
+    engine.submit(row)
+    assert [result.row_id for result in engine.step()] == [row.row_id]
+
+
+def test_eight_slots_serve_more_adapters_in_turn_without_reading_them_again(
+    decoder_spec, decoder_tokenizer, bundles
+):
+    fetched = []
+
+    def fetch(name):
+        fetched.append(name)
+        return bundles / name
+
+    engine = Engine(load_backbone(decoder_spec, "float32"), fetch, EngineLimits(bank_slots=1))
+    for _ in range(3):
+        for result in engine.run(rows_of(decoder_tokenizer, ["two", "many", "spans", "summary"])):
+            assert result.error is None
+    assert sorted(fetched) == ["many", "spans", "summary", "two"]
+
+
+def test_a_pass_that_does_not_fit_the_devices_memory_is_split(
+    engine, decoder_tokenizer, monkeypatch
+):
+    rows = rows_of(decoder_tokenizer, [None, "two", "summary", "many", "spans", "other"])
+    engine.run(rows)
+    expected = engine.run(rows)
+    run, sizes = engine._forward.run, []
+
+    def fits_three(parts):
+        sizes.append(len(parts))
+        if len(parts) > 3 or any(part.active.row.adapter == "many" for part in parts):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(parts)
+
+    monkeypatch.setattr(engine._forward, "run", fits_three)
+    results = engine.run(rows)
+    assert max(sizes) == 6
+    for row, left, right in zip(rows, results, expected, strict=True):
+        if row.adapter == "many":
+            assert isinstance(left.error, Overloaded)
+        else:
+            assert_same(left, right)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.runtime import kernels as kernels_module
-from adapters.runtime.kernels import fits, load_kernels
+from adapters.runtime.kernels import fits, fits_attention, load_kernels
 from adapters.runtime.route import KernelRoute, Site, TorchRoute
 
 kernels = load_kernels()
@@ -22,7 +22,7 @@ def test_updates_of_a_mixed_batch_equal_torchs(dtype, data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     inputs, widths = data.draw(st.sampled_from([(32, (32, 16, 16)), (7, (65,)), (48, (130, 3))]))
     names = tuple(f"m{i}" for i in range(len(widths)))
-    ranks = st.dictionaries(st.sampled_from(names), st.sampled_from([1, 3, 8, 64]))
+    ranks = st.dictionaries(st.sampled_from(names), st.sampled_from([1, 3, 8, 64, 512]))
     adapters = data.draw(st.lists(ranks, min_size=1, max_size=4))
     modules = [random_modules(a, names, widths, inputs, dtype, generator) for a in adapters]
     owners = data.draw(st.lists(st.integers(-1, len(adapters) - 1), min_size=1, max_size=6))
@@ -114,3 +114,6 @@ def test_kernels_are_for_cpus_and_the_dtypes_they_know():
     assert fits(torch.bfloat16, torch.device("cpu"))
     assert not fits(torch.float16, torch.device("cpu"))
     assert not fits(torch.bfloat16, torch.device("cuda:0"))
+    assert fits_attention(32, 1, 256)
+    assert not fits_attention(33, 1, 64)
+    assert not fits_attention(8, 8, 257)

@@ -1,0 +1,66 @@
+"""Embeddings of the bare backbone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from adapters.backbone import BackboneSpec
+from adapters.errors import HeadstockError, NotFound
+from adapters.runtime.rows import Row
+from adapters.tasks.base import Pooling, Prompt, fit_prompt
+from adapters.tokenizer import Tokenizer
+from service.calls import EngineCalls
+from service.protocols import embeddings
+from service.routes.predict import unless_gone
+from service.settings import Settings
+
+
+def embeddings_router(
+    backbone: BackboneSpec, tokenizer: Tokenizer, calls: EngineCalls, settings: Settings
+) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["predict"])
+    max_tokens = min(settings.max_row_tokens, backbone.max_tokens)
+    default: Pooling = "last" if backbone.family == "decoder" else "mean"
+
+    def rows_of(body: embeddings.EmbeddingsBody, texts: list[str], deadline: float) -> list[Row]:
+        return [
+            Row(
+                uuid.uuid4().hex,
+                fit_prompt(
+                    tokenizer,
+                    lambda text: Prompt(text, 0, len(text)),
+                    text,
+                    max_tokens,
+                    truncate=body.truncate,
+                    param=f"input.{i}",
+                )[1].ids,
+                embed=body.pooling or default,
+                deadline=deadline,
+            )
+            for i, text in enumerate(texts)
+        ]
+
+    @router.post("/embeddings")
+    async def embed(body: embeddings.EmbeddingsBody, request: Request) -> dict[str, Any]:
+        """Return a vector for each text: the pooled last hidden states of the backbone, no adapter."""
+        calls.check_open()
+        if body.model != backbone.name:
+            raise NotFound(
+                f"No model '{body.model}' for embeddings; they are of the backbone, '{backbone.name}'.",
+                param="model",
+            )
+        texts = embeddings.texts_of(body, settings.max_rows_per_call)
+        deadline = time.monotonic() + settings.request_timeout_seconds
+        rows = await asyncio.to_thread(rows_of, body, texts, deadline)
+        results = await unless_gone(request, calls.run(rows))
+        answer = embeddings.answer(body, results, sum(len(row.token_ids) for row in rows))
+        if isinstance(answer, HeadstockError):
+            raise answer
+        return answer
+
+    return router

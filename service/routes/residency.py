@@ -1,0 +1,47 @@
+"""Which versions the engine keeps at hand: brought in ahead of requests, or pinned."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi import Path as PathParameter
+
+from adapters.reference import Reference
+from adapters.registry.registry import Registry
+from service.calls import EngineCalls
+from service.routes.adapters import MAX_VERSION
+
+Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
+
+
+def residency_router(registry: Registry, calls: EngineCalls) -> APIRouter:
+    router = APIRouter(prefix="/v1/adapters/{name}/versions/{number}", tags=["adapters"])
+
+    async def hold(name: str, number: int, how: Literal["warm", "pin", "unpin"]) -> dict[str, Any]:
+        version = await asyncio.to_thread(registry.resolve, Reference(name, version=number))
+        stats = await calls.hold(version.digest, how)
+        return {
+            "name": version.name,
+            "version": version.number,
+            "is_pinned": how == "pin",
+            "is_resident": version.digest in stats.resident_adapters,
+        }
+
+    @router.post("/warm", status_code=202)
+    async def warm(name: str, number: Number) -> dict[str, Any]:
+        """Have a version read into memory before the first request for it."""
+        return await hold(name, number, "warm")
+
+    @router.post("/pin", status_code=202)
+    async def pin(name: str, number: Number) -> dict[str, Any]:
+        """Keep a version on the device although nobody asks for it, until it is unpinned or the engine restarts."""
+        return await hold(name, number, "pin")
+
+    @router.delete("/pin")
+    async def unpin(name: str, number: Number) -> dict[str, Any]:
+        """Let a pinned version go when others need its place."""
+        return await hold(name, number, "unpin")
+
+    return router

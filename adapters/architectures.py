@@ -88,9 +88,9 @@ def can_pack(config: Any) -> bool:
 
 
 def max_positions(config: Any) -> int:
-    """Return the most positions of a row; for T5, whose positions are relative, those it was trained with."""
-    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return most or 512
+    """Return the most positions of a row; for relative ones, which have no end, those it was trained with."""
+    names = ("max_position_embeddings", "n_positions", "seq_length")
+    return next((value for name in names if (value := getattr(config, name, None))), 512)
 
 
 def first_position(config: Any) -> int:

@@ -87,7 +87,7 @@ MODELS = {
     "camembert": (transformers.CamembertModel, FOUR_HEADS, "encoder"),
     "albert": (transformers.AlbertModel, {**FOUR_HEADS, "embedding_size": 16}, "encoder"),
     "electra": (transformers.ElectraModel, {**FOUR_HEADS, "embedding_size": 16}, "encoder"),
-    "mpnet": (transformers.MPNetModel, FOUR_HEADS, "encoder"),
+    "mpnet": (transformers.MPNetModel, {**FOUR_HEADS, "pad_token_id": 1}, "encoder"),
     "mt5": (transformers.MT5ForConditionalGeneration, T5_SIZES, "encoder-decoder"),
     "mbart": (transformers.MBartForConditionalGeneration, BART_SIZES, "encoder-decoder"),
     "pegasus": (transformers.PegasusForConditionalGeneration, BART_SIZES, "encoder-decoder"),

@@ -2,11 +2,18 @@
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from adapters.backbone import load_backbone
+from adapters.architectures import ARCHITECTURES
+from adapters.backbone import describe_backbone, load_backbone
 from adapters.errors import InvalidRequest, RunFailed, RunPaused
+from adapters.runtime.engine import Engine
+from adapters.runtime.rows import Row
 from adapters.tasks.base import Labelled
-from tests.bundles import answerer, classifier, summarizer
+from tests.bundles import answerer, classifier, save_bundle, summarizer
+from tests.tiny import save_backbone
 from training.batches import make_batches
 from training.contract import FitSettings, LoraSettings
 from training.trainer import build_trainee, fit, learning_rate
@@ -67,6 +74,38 @@ def test_the_loss_goes_down(decoder_spec, tmp_path, task):
 def test_an_encoder_learns_too(encoder_spec, tmp_path):
     _, losses = run(encoder_spec, "text-classification", tmp_path)
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("model_type", [t for t, a in ARCHITECTURES.items() if a.is_packed])
+def test_every_architecture_that_runs_packed_can_learn_in_each_of_its_layers(tmp_path, model_type):
+    spec = describe_backbone(save_backbone(tmp_path / model_type, model_type))
+    trainee = build_trainee(
+        load_backbone(spec, "float32"), LoraSettings(rank=4), classifier().head(spec.family), 0
+    )
+    loss, num_labels = trainee.loss(ROWS["text-classification"][:2])
+    loss.backward()
+    moved = {
+        name for name, p in trainee.parameters().items() if p.grad is not None and p.grad.any()
+    }
+    assert sum("lora_B" in name for name in moved) == len(spec.modules)
+    assert {"head.weight", "head.bias"} <= moved
+    assert num_labels == 2
+
+
+def test_what_gpt2_learned_is_what_stock_peft_and_the_engine_answer(tmp_path):
+    spec = describe_backbone(save_backbone(tmp_path / "gpt2", "gpt2"))
+    manifest = save_bundle(tmp_path / "bundle", spec, classifier(2), rank=4)
+    row = Row("a", [5, 6, 7, 8], "bundle")
+    engine = Engine(load_backbone(spec, "float32", fuse=True), lambda name: tmp_path / name)
+    stock = AutoModelForCausalLM.from_pretrained(spec.folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(stock, tmp_path / "bundle").eval()
+    with torch.no_grad():
+        hidden = model(torch.tensor([row.token_ids]), output_hidden_states=True).hidden_states[-1]
+    head = load_file(tmp_path / "bundle" / "head.safetensors")
+    expected = hidden[0, -1] @ head["weight"].T + head["bias"]
+    actual = torch.from_numpy(engine.run([row])[0].output.logits)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    assert manifest.head.outputs == 2
 
 
 def test_only_lora_and_head_change_and_lora_b_does(decoder_spec, tmp_path):

@@ -1,0 +1,123 @@
+"""Padded passes: rows keep to themselves, memory is bounded, and padding does not count."""
+
+import pytest
+import torch
+
+from adapters.backbone import describe_backbone, load_backbone
+from adapters.errors import InvalidRequest, UnsupportedBackbone
+from adapters.runtime.engine import Engine
+from adapters.runtime.limits import EngineLimits
+from adapters.runtime.pack import pack_rows
+from adapters.runtime.padded import by_length, pad, spans_of
+from adapters.runtime.rows import Row
+from adapters.tasks.base import Generation
+from adapters.tokenizer import load_tokenizer
+from tests.rows import TEXTS, assert_same
+from tests.tiny import save_backbone
+from training.contract import LoraSettings
+from training.trainer import build_trainee
+
+
+@pytest.fixture(scope="module", params=["llama", "t5", "bart"])
+def spec(request, tmp_path_factory):
+    return describe_backbone(
+        save_backbone(tmp_path_factory.mktemp("padded") / request.param, request.param)
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(spec):
+    tokenizer = load_tokenizer(spec.folder)
+    texts = [*TEXTS, TEXTS[1][:40]]
+    return [
+        Row(f"row-{i}", tokenizer.encode(text).ids, None, Generation(4 + i, ()))
+        for i, text in enumerate(texts)
+    ]
+
+
+def build_engine(spec, limits=None):
+    return Engine(load_backbone(spec, "float32", is_packed=False), lambda digest: None, limits)
+
+
+def test_rows_beyond_the_cache_wait_and_are_answered_the_same(spec, rows):
+    wide = build_engine(spec)
+    tight = build_engine(spec, EngineLimits(cache_bytes=6 * 2**14, max_running=3))
+    for left, right in zip(tight.run(rows), wide.run(rows), strict=True):
+        assert_same(left, right)
+    assert tight.stats.steps > wide.stats.steps
+
+
+def test_what_lies_in_unused_cells_does_not_matter(spec, rows):
+    engine = build_engine(spec, EngineLimits(prefix_bytes=0))
+    expected = engine.run(rows)
+    engine._cache.keys.fill_(float("nan"))
+    engine._cache.values.fill_(float("nan"))
+    for left, right in zip(engine.run(rows), expected, strict=True):
+        assert_same(left, right)
+
+
+def test_each_row_alone_gets_what_it_gets_among_others(spec, rows):
+    engine = build_engine(spec)
+    for row, result in zip(rows, engine.run(rows), strict=True):
+        assert_same(engine.run([row])[0], result)
+
+
+def test_a_cancelled_row_gives_its_blocks_back(spec, rows):
+    engine = build_engine(spec, EngineLimits(prefix_bytes=0))
+    free = engine._cache.num_free_blocks
+    for row in rows:
+        engine.submit(row)
+    engine.step()
+    assert engine._cache.num_free_blocks < free
+    for row in rows:
+        engine.cancel(row.row_id)
+    assert engine._cache.num_free_blocks == free
+
+
+def test_in_bf16_rows_are_answered_too(spec, rows):
+    engine = Engine(load_backbone(spec, "bfloat16", is_packed=False), lambda digest: None)
+    assert all(len(r.output.token_ids) == 4 + i for i, r in enumerate(engine.run(rows)))
+
+
+def test_closing_leaves_the_model_as_it_was(spec):
+    backbone = load_backbone(spec, "float32", is_packed=False)
+    before = dict(backbone.model.named_modules())
+    Engine(backbone, lambda digest: None).close()
+    assert dict(backbone.model.named_modules()) == before
+    assert not any(module._forward_hooks for module in before.values())
+
+
+def test_training_on_it_is_refused_with_the_types_that_can_be(spec):
+    backbone = load_backbone(spec, "float32", is_packed=False)
+    with pytest.raises(UnsupportedBackbone, match=r"not yet trained on.*llama"):
+        build_trainee(backbone, LoraSettings(), None, 0)
+
+
+def test_a_padded_encoder_can_not_generate(tmp_path):
+    engine = build_engine(describe_backbone(save_backbone(tmp_path / "mpnet", "mpnet")))
+    with pytest.raises(InvalidRequest, match="encoder"):
+        engine.submit(Row("a", [5], None, Generation(1, ())))
+
+
+def test_rows_are_padded_on_the_right_and_told_apart_by_spans():
+    ids, mask = pad([[5, 6], [7]], torch.device("cpu"))
+    assert ids.tolist() == [[5, 6], [7, 0]]
+    assert mask.tolist() == [[True, True], [True, False]]
+    assert spans_of([2, 1], 2) == [(0, 2), (2, 3)]
+
+
+def test_rows_of_similar_length_share_a_batch():
+    class Part:
+        def __init__(self, num_new):
+            self.num_new = num_new
+
+    parts = [Part(n) for n in (100, 3, 16, 40, 59)]
+    assert [[p.num_new for p in batch] for batch in by_length(parts)] == [[3, 16], [40, 59], [100]]
+
+
+def test_a_backbone_that_was_loaded_packed_gives_packed_hidden_states_only(decoder_spec):
+    packed, padded = (load_backbone(decoder_spec, "float32", is_packed=p) for p in (True, False))
+    assert (packed.is_packed, padded.is_packed) == (True, False)
+    hidden = packed.hidden_states(torch.arange(5, 9), pack_rows([4]))
+    expected = padded.base(torch.arange(5, 9)[None]).last_hidden_state[0]
+    torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=1e-4)

@@ -238,12 +238,20 @@ class Backbone:
         return logits if self._logit_bias_V is None else logits + self._logit_bias_V
 
     def fuse(self) -> None:
-        """Compute linear layers that read the same input in one product; for serving only, for there is no way back."""
+        """Compute linear layers that read the same input in one product, and on a CPU norms and gates by kernel.
+
+        For serving only, for there is no way back.
+        """
+        from adapters.runtime.kernels import fits, load_kernels
         from adapters.runtime.linears import FusedLinear, wrap_linears
+        from adapters.runtime.parts import put_in_kernels
 
         self.groups = wrap_linears(self.model, adaptable_modules(self.model), fuse=True)
         if self._language_head is not None:
             self._language_head = FusedLinear([self._language_head])
+        kernels = load_kernels() if fits(self.dtype, self.device) else None
+        if kernels is not None:
+            put_in_kernels(self.model, kernels)
 
 
 def _start_ids(model: nn.Module) -> tuple[int, ...]:

@@ -1,5 +1,5 @@
-/* CPU kernels for what torch has no operator for: low-rank updates of a mixed batch, and attention of
- * decoding rows over a paged cache. Compiled once per machine by kernels.py, for bf16 and fp32.
+/* CPU kernels for what torch has no operator for, or only several: low-rank updates of a mixed batch, attention of
+ * decoding rows over a paged cache, RMSNorm, and the gate of a Llama-like MLP. Compiled once per machine by kernels.py, for bf16 and fp32.
  *
  * Each token's numbers come from one fixed order of operations, whatever else is in the batch.
  * All arithmetic is in fp32; inputs are read and results rounded in the backbone's dtype.
@@ -13,9 +13,21 @@
 /* MAX_RANK comes from the command line: the largest rank that a bundle may have */
 #define MAX_HEAD 256    /* head size */
 #define MAX_SHARED 32   /* query heads on one key-value head */
+#define LANES 16        /* floats of a vector register */
 #define BLOCK 16        /* cells of a cache block; cache.py has the same number */
 
 typedef uint16_t bf16;
+typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
+
+/* The sum of a vector's lanes, by halves: one after the other they would wait for each other. */
+static inline float sum_of(vec x) {
+    typedef float half __attribute__((vector_size(2 * LANES)));
+    typedef float quarter __attribute__((vector_size(LANES)));
+    union { vec whole; half parts[2]; } halves = {x};
+    union { half whole; quarter parts[2]; } quarters = {halves.parts[0] + halves.parts[1]};
+    quarter rest = quarters.parts[0] + quarters.parts[1];
+    return (rest[0] + rest[2]) + (rest[1] + rest[3]);
+}
 
 static inline float load_bf16(bf16 x) {
     uint32_t bits = (uint32_t)x << 16;

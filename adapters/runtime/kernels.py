@@ -30,6 +30,9 @@ _FLAGS = (
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 _COMPILE_SECONDS = 120
+_SIGNATURES = {
+    "lora": "pnnpnpnpnpn", "attend": "pnnpppnppnnnnf", "rms_norm": "pnppnnf", "silu_mul": "ppnn",
+}  # fmt: skip
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
@@ -39,6 +42,12 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._lora = {dtype: _function(library, f"lora_{s}") for dtype, s in _SUFFIX.items()}
         self._attend = {dtype: _function(library, f"attend_{s}") for dtype, s in _SUFFIX.items()}
+        self._rms_norm = {
+            dtype: _function(library, f"rms_norm_{s}") for dtype, s in _SUFFIX.items()
+        }
+        self._silu_mul = {
+            dtype: _function(library, f"silu_mul_{s}") for dtype, s in _SUFFIX.items()
+        }
 
     def add_lora(
         self,
@@ -86,6 +95,26 @@ class Kernels:
             blocks_BN.data_ptr(), blocks_BN.shape[1], lengths_B.data_ptr(), out.data_ptr(),
             rows, heads, keys_CKD.shape[1], size, scale,
         )  # fmt: skip
+        return out
+
+    def rms_norm(self, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+        """Return ``weight * x / rms(x)`` over the last dimension, contiguous; Zhang and Sennrich, arXiv 1910.07467."""
+        x_TD = x.reshape(-1, x.shape[-1])
+        assert x_TD.stride(1) == 1
+        assert x.dtype == weight_D.dtype
+        out = x.new_empty(x.shape)
+        self._rms_norm[x.dtype](
+            x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), out.data_ptr(),
+            x_TD.shape[0], x_TD.shape[1], epsilon,
+        )  # fmt: skip
+        return out
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        """Return ``silu(gate) * up``, ``[..., I]``, of gate and up side by side, ``[..., 2 I]``."""
+        assert x.is_contiguous()
+        size = x.shape[-1] // 2
+        out = x.new_empty((*x.shape[:-1], size))
+        self._silu_mul[x.dtype](x.data_ptr(), out.data_ptr(), x.numel() // (2 * size), size)
         return out
 
 
@@ -160,7 +189,7 @@ def _function(library: ctypes.CDLL, name: str) -> Any:
     """Return a function with its arguments' kinds: p for an address, n for an int64, f for a float."""
     function = library[name]
     function.restype = None
-    signature = "pnnpnpnpnpn" if name.startswith("lora") else "pnnpppnppnnnnf"
+    signature = _SIGNATURES[name.rpartition("_")[0]]
     kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
     function.argtypes = [kinds[letter] for letter in signature]
     return function

@@ -46,6 +46,11 @@ static void NAME(expand)(const float *low, int num_tokens, const TYPE *b, int ra
     }
 }
 
+static inline __attribute__((always_inline)) void NAME(read_line)(const TYPE *source, int size, vec *line) {
+    float *target = (float *)line;
+    for (int d = 0; d < size; d++) target[d] = LOAD(source[d]);
+}
+
 /* out += B (A x) for each tile's tokens, for every module of a group that reads the same x.
  * tiles: [num_tiles, 3] first token, tokens (1 to TILE), adapter. outputs: [num_modules] widths, side by side in out.
  * table: for an adapter, at adapter * table_stride, [num_modules, 3] address of A, address of B, rank (0: none). */
@@ -71,60 +76,112 @@ void NAME(lora)(const TYPE *x, int64_t x_stride, int64_t inputs, TYPE *out, int6
     }
 }
 
-/* One query token a row against its own past: softmax(q k / scale) v, block by block (online softmax).
- * q, out: [rows, heads, size]; keys, values: [cells, kv_heads, size]; blocks: [rows, width]; lengths: cells of each row. */
+/* One row's query token against its own past, for the query heads that share one key-value head: softmax(q k) v, block
+ * by block (online softmax: Milakov and Gimelshein, arXiv 1805.02867). Inlined, so that a known size unrolls its loops. */
+static inline __attribute__((always_inline)) void NAME(attend_head)(
+    const TYPE *q, int64_t q_head, const TYPE *keys, const TYPE *values, const int32_t *blocks, int length, TYPE *out,
+    int shared, int64_t cell, int size, float scale) {
+    int vectors = (size + LANES - 1) / LANES;
+    vec query[MAX_SHARED][MAX_HEAD / LANES], sums[MAX_SHARED][MAX_HEAD / LANES], lines[BLOCK][MAX_HEAD / LANES];
+    float weights[MAX_SHARED][BLOCK], top[MAX_SHARED], total[MAX_SHARED];
+    for (int c = 0; c < BLOCK; c++) lines[c][vectors - 1] = (vec){0}; /* lanes beyond size stay zero */
+    for (int g = 0; g < shared; g++) {
+        query[g][vectors - 1] = (vec){0};
+        for (int d = 0; d < size; d++) query[g][d / LANES][d % LANES] = LOAD(q[g * q_head + d]) * scale;
+        for (int v = 0; v < vectors; v++) sums[g][v] = (vec){0};
+        top[g] = -INFINITY;
+        total[g] = 0;
+    }
+    for (int start = 0; start < length; start += BLOCK) {
+        int64_t base = (int64_t)blocks[start / BLOCK] * BLOCK * cell;
+        int num = length - start < BLOCK ? length - start : BLOCK;
+        if (start + BLOCK < length) { /* heads lie apart in memory: the processor does not see by itself what comes next */
+            int64_t next = (int64_t)blocks[start / BLOCK + 1] * BLOCK * cell;
+            for (int c = 0; c < BLOCK; c++)
+                for (int d = 0; d < size; d += 64 / (int)sizeof(TYPE)) {
+                    __builtin_prefetch(keys + next + c * cell + d);
+                    __builtin_prefetch(values + next + c * cell + d);
+                }
+        }
+        for (int c = 0; c < num; c++) NAME(read_line)(keys + base + c * cell, size, lines[c]);
+        for (int g = 0; g < shared; g++) {
+            for (int c = 0; c < num; c++) {
+                vec products = query[g][0] * lines[c][0];
+                for (int v = 1; v < vectors; v++) products += query[g][v] * lines[c][v];
+                weights[g][c] = sum_of(products);
+            }
+            float high = top[g], sum = 0;
+            for (int c = 0; c < num; c++) high = weights[g][c] > high ? weights[g][c] : high;
+            for (int c = num; c < BLOCK; c++) weights[g][c] = -INFINITY; /* weighs nothing */
+            float shrunk = exp_negative(top[g] - high);
+#pragma omp simd reduction(+ : sum)
+            for (int c = 0; c < BLOCK; c++) sum += weights[g][c] = exp_negative(weights[g][c] - high);
+            total[g] = total[g] * shrunk + sum;
+            top[g] = high;
+            for (int v = 0; v < vectors; v++) sums[g][v] *= shrunk;
+        }
+        for (int c = 0; c < num; c++) NAME(read_line)(values + base + c * cell, size, lines[c]);
+        for (int g = 0; g < shared; g++)
+            for (int v = 0; v < vectors; v++) {
+                vec sum = sums[g][v];
+                for (int c = 0; c < num; c++) sum += weights[g][c] * lines[c][v];
+                sums[g][v] = sum;
+            }
+    }
+    for (int g = 0; g < shared; g++)
+        for (int d = 0; d < size; d++) out[g * size + d] = STORE(sums[g][d / LANES][d % LANES] / total[g]);
+}
+
+/* Attention of rows that have one new token each. q: [rows, heads, size] with strides; out: the same, contiguous; keys, values:
+ * [cells, kv_heads, size]; blocks: [rows, width]; lengths: cells of each row. */
 void NAME(attend)(const TYPE *q, int64_t q_row, int64_t q_head, const TYPE *keys, const TYPE *values,
                   const int32_t *blocks, int64_t width, const int32_t *lengths, TYPE *out, int64_t rows,
                   int64_t heads, int64_t kv_heads, int64_t size, float scale) {
-    int64_t shared = heads / kv_heads, cell = kv_heads * size;
+    int shared = (int)(heads / kv_heads);
+    int64_t cell = kv_heads * size;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t task = 0; task < rows * kv_heads; task++) {
         int64_t row = task / kv_heads, head = task % kv_heads;
-        float query[MAX_SHARED][MAX_HEAD], sums[MAX_SHARED][MAX_HEAD];
-        float top[MAX_SHARED], total[MAX_SHARED];
-        for (int64_t g = 0; g < shared; g++) {
-            const TYPE *source = q + row * q_row + (head * shared + g) * q_head;
-            for (int64_t d = 0; d < size; d++) query[g][d] = LOAD(source[d]) * scale;
-            memset(sums[g], 0, size * sizeof(float));
-            top[g] = -INFINITY;
-            total[g] = 0;
+        const TYPE *query = q + row * q_row + head * shared * q_head;
+        const TYPE *key = keys + head * size, *value = values + head * size;
+        TYPE *target = out + (row * heads + head * shared) * size;
+        const int32_t *own = blocks + row * width;
+        if (size == 64 && shared == 3)
+            NAME(attend_head)(query, q_head, key, value, own, lengths[row], target, 3, cell, 64, scale);
+        else if (size == 64)
+            NAME(attend_head)(query, q_head, key, value, own, lengths[row], target, shared, cell, 64, scale);
+        else if (size == 128)
+            NAME(attend_head)(query, q_head, key, value, own, lengths[row], target, shared, cell, 128, scale);
+        else
+            NAME(attend_head)(query, q_head, key, value, own, lengths[row], target, shared, cell, (int)size, scale);
+    }
+}
+
+/* out = weight * (x / sqrt(mean(x^2) + epsilon)), rounded where the library's RMSNorm rounds. x: [rows, size]. */
+void NAME(rms_norm)(const TYPE *x, int64_t stride, const TYPE *weight, TYPE *out, int64_t rows, int64_t size,
+                    float epsilon) {
+#pragma omp parallel for schedule(static) if (rows > 4)
+    for (int64_t row = 0; row < rows; row++) {
+        const TYPE *source = x + row * stride;
+        float square = 0;
+#pragma omp simd reduction(+ : square)
+        for (int64_t d = 0; d < size; d++) square += LOAD(source[d]) * LOAD(source[d]);
+        float factor = 1.0f / sqrtf(square / size + epsilon);
+        for (int64_t d = 0; d < size; d++)
+            out[row * size + d] = STORE(LOAD(weight[d]) * LOAD(STORE(LOAD(source[d]) * factor)));
+    }
+}
+
+/* out = silu(gate) * up, rounded in between as the library does. x: [rows, 2 * size], gate and up side by side. */
+void NAME(silu_mul)(const TYPE *x, TYPE *out, int64_t rows, int64_t size) {
+#pragma omp parallel for schedule(static) if (rows > 4)
+    for (int64_t row = 0; row < rows; row++) {
+        const TYPE *gate = x + row * 2 * size, *up = gate + size;
+#pragma omp simd
+        for (int64_t d = 0; d < size; d++) {
+            float g = LOAD(gate[d]), e = exp_negative(-fabsf(g));
+            float silu = g * (g >= 0 ? 1.0f : e) / (1.0f + e);
+            out[row * size + d] = STORE(LOAD(STORE(silu)) * LOAD(up[d]));
         }
-        for (int64_t start = 0; start < lengths[row]; start += BLOCK) {
-            int64_t base = (int64_t)blocks[row * width + start / BLOCK] * BLOCK * cell + head * size;
-            int num = lengths[row] - start < BLOCK ? (int)(lengths[row] - start) : BLOCK;
-            float weights[MAX_SHARED][BLOCK], line[MAX_HEAD];
-            for (int c = 0; c < num; c++) {
-                for (int64_t d = 0; d < size; d++) line[d] = LOAD(keys[base + c * cell + d]);
-                for (int64_t g = 0; g < shared; g++) {
-                    float dot = 0;
-#pragma omp simd reduction(+ : dot)
-                    for (int64_t d = 0; d < size; d++) dot += query[g][d] * line[d];
-                    weights[g][c] = dot;
-                }
-            }
-            for (int64_t g = 0; g < shared; g++) {
-                float high = top[g];
-                for (int c = 0; c < num; c++) high = weights[g][c] > high ? weights[g][c] : high;
-                float shrunk = top[g] == -INFINITY ? 0.0f : exp_negative(top[g] - high), sum = 0;
-                for (int c = num; c < BLOCK; c++) weights[g][c] = -INFINITY;
-#pragma omp simd reduction(+ : sum)
-                for (int c = 0; c < BLOCK; c++) {
-                    float weight = c < num ? exp_negative(weights[g][c] - high) : 0.0f;
-                    weights[g][c] = weight;
-                    sum += weight;
-                }
-                total[g] = total[g] * shrunk + sum;
-                top[g] = high;
-                for (int64_t d = 0; d < size; d++) sums[g][d] *= shrunk;
-            }
-            for (int c = 0; c < num; c++) {
-                for (int64_t d = 0; d < size; d++) line[d] = LOAD(values[base + c * cell + d]);
-                for (int64_t g = 0; g < shared; g++)
-                    for (int64_t d = 0; d < size; d++) sums[g][d] += weights[g][c] * line[d];
-            }
-        }
-        for (int64_t g = 0; g < shared; g++)
-            for (int64_t d = 0; d < size; d++)
-                out[(row * heads + head * shared + g) * size + d] = STORE(sums[g][d] / total[g]);
     }
 }

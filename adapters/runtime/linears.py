@@ -48,15 +48,16 @@ class LinearGroup:
     def output(self, x: Tensor, member: int) -> Tensor:
         """Return one member's output; computes the group's unless it was, for this very tensor."""
         if len(self._widths) == 1:
-            return self._compute(x)
+            return self.compute(x)
         if self._input is not x:
-            self._input, self._outputs = x, self._compute(x).split(self._widths, dim=-1)
+            self._input, self._outputs = x, self.compute(x).split(self._widths, dim=-1)
         output = self._outputs[member]
         if member == len(self._widths) - 1:  # the last to be called; nothing may outlive its pass
             self._input, self._outputs = None, ()
         return output
 
-    def _compute(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
+        """Return all members' outputs side by side."""
         out = self._base(x)
         route = self.routes.source if self._is_source else self.routes.main
         if route is not None:
@@ -70,11 +71,11 @@ class GroupMember(nn.Module):
     def __init__(self, group: LinearGroup, member: int, base: nn.Module | None) -> None:
         super().__init__()
         self.base = base  # None once its weights are part of a fused product
-        self._group = group
+        self.group = group
         self._member = member
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._group.output(x, self._member)
+        return self.group.output(x, self._member)
 
     @property
     def weight(self) -> object:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from adapters.runtime import kernels as kernels_module
 from adapters.runtime.kernels import fits, fits_attention, load_kernels
@@ -117,3 +118,21 @@ def test_kernels_are_for_cpus_and_the_dtypes_they_know():
     assert fits_attention(32, 1, 256)
     assert not fits_attention(33, 1, 64)
     assert not fits_attention(8, 8, 257)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 576), (3, 5, 33), (40, 128)], ids=str)
+def test_norm_and_gate_equal_the_librarys(dtype, shape):
+    generator = torch.Generator().manual_seed(len(shape))
+    x = (torch.randn(shape, generator=generator) * 3).to(dtype)
+    norm = LlamaRMSNorm(shape[-1], eps=1e-5).to(dtype)
+    norm.weight.data.normal_(1, 0.2, generator=generator)
+    with torch.no_grad():
+        expected = norm(x)
+    actual = kernels.rms_norm(x, norm.weight, 1e-5)
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    gate, up = (torch.randn(shape, generator=generator).mul(4).to(dtype) for _ in range(2))
+    expected = torch.nn.functional.silu(gate) * up
+    actual = kernels.silu_mul(torch.cat([gate, up], -1))
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])

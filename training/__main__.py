@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for events and bundle")
     parser.add_argument("--home", type=Path, default=default_home(), help="folder of backbones")
     options = parser.parse_args(arguments)
+    # peft imports bitsandbytes, which warns of an optional package that a user can do nothing with.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         config = _read_config(options.config)
         log = _open_log(options.out, config)

@@ -38,7 +38,7 @@ def test_given_values_beat_the_environment_and_the_environment_beats_defaults(mo
         ("port", "65536"),
         ("port", "http"),
         ("threads", "0"),
-        ("dtype", "int8"),
+        ("dtype", "int4"),
         ("step_tokens", "15"),
         ("max_bundle_bytes", "-1"),
         ("drain_seconds", "-0.5"),

@@ -78,6 +78,21 @@ def test_a_run_makes_a_bundle_that_has_learned(tmp_path, config, decoder_spec):
     assert told[-1].kind == EventKind.FINISHED
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_run_on_a_quantised_backbone_learns_and_records_it_beside_the_fingerprint(
+    tmp_path, config, decoder_spec, kind
+):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes can't be imported here")
+    done = run(tmp_path, {**config, "dtype": kind, "evaluate_untrained": False})
+    assert done.returncode == ExitCode.DONE, done.stderr
+    assert "bitsandbytes" not in done.stderr
+    manifest = load_bundle(tmp_path / "out" / "bundle", decoder_spec).manifest
+    assert manifest.backbone.fingerprint == decoder_spec.fingerprint
+    assert manifest.lineage.quantization == kind
+    assert manifest.lineage.dtype in ("float32", "bfloat16")
+    assert manifest.metrics["after"]["accuracy"] == 1.0
+
+
 def test_the_same_run_gives_the_same_digest(tmp_path, config):
     digests = []
     for name in ("one", "two"):

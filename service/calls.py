@@ -193,8 +193,10 @@ class EngineCalls:
             )
 
     def _open(self, message: Message, rows: Sequence[Row]) -> Call:
+        self._event_loop = (
+            asyncio.get_running_loop()
+        )  # first: whoever fails the line's calls needs it
         line = self._ready_line()
-        self._event_loop = asyncio.get_running_loop()
         call = Call(next(self._uids), rows, self, line)
         self._calls[call.uid] = call
         self._num_tokens += call.num_tokens

@@ -71,6 +71,8 @@ class Worker:
 
     def _take(self, uid: int, message: Message) -> None:
         match message:
+            case RunRows([]):
+                self._replies.append((uid, RowsDone([])))
             case RunRows(rows):
                 call = _Call(uid, {row.row_id: None for row in rows})
                 self._calls.update((row.row_id, call) for row in rows)

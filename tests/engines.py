@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from adapters.errors import DeadlineExceeded, InvalidRequest
@@ -35,6 +36,13 @@ class EchoEngine:
     @property
     def num_rows(self):
         return len(self.rows)
+
+    @property
+    def is_idle(self):
+        return not self.rows
+
+    def snapshot(self):
+        return replace(self.stats, waiting_rows=self.num_rows)
 
     def submit(self, row):
         if row.token_ids[0] == 0:

@@ -57,7 +57,7 @@ class Answers:
         scoring = [i for i, a in zip(complete, actives, strict=True) if not a.row.generation]
         for i, part in enumerate(done.parts):  # kept until the row's last part is there
             if part.active.num_pending and not part.active.row.generation:
-                part.active.hidden.append(done.hidden_of(i))
+                part.active.hidden.append(done.hidden_of(i).clone())  # a view would keep the pass
         yield from self._score(done, scoring)
 
     def _generate(self, done: Pass, rows: list[int]) -> Iterator[tuple[Active, Outcome]]:

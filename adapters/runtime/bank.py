@@ -140,7 +140,12 @@ class Bank:
             if resident.users and not resident.is_pinned:
                 ending.append(digest)
                 total -= resident.weights.size_bytes
-        return ending
+        return ending if self._fits(total + size_bytes, len(held) - len(ending) + 1) else []
+
+    def fits_beside_pins(self, size_bytes: int) -> bool:
+        """Tell whether there could ever be room while what is pinned stays."""
+        pinned = [r.weights.size_bytes for r in self._residents.values() if r.is_pinned]
+        return self._fits(sum(pinned) + size_bytes, len(pinned) + 1)
 
     def install(self, digest: str, weights: AdapterWeights) -> None:
         """Take an adapter in, making room if need be; ask `can_install` first."""

@@ -53,6 +53,9 @@ class KeyValueCache:
     def num_free_blocks(self) -> int:
         return len(self._free)
 
+    def num_holders(self, block: int) -> int:
+        return self._holders[block]
+
     def reserve(self, num_blocks: int) -> list[int]:
         """Take blocks and return them; the caller gives them to `release`."""
         assert num_blocks <= len(self._free), "look at num_free_blocks first"

@@ -38,6 +38,8 @@ from adapters.runtime.stats import EngineStats, MixedBatch
 from adapters.runtime.tiers import Tiers
 from adapters.tasks.base import RowOutput
 
+_STALLED_SECONDS = 0.002
+
 
 class Engine:
     """Runs rows in steps; each step takes running rows on and lets new rows in.
@@ -117,6 +119,7 @@ class Engine:
         for digest, error in self._tiers.begin_step(self._scheduler.adapters).items():
             for row in self._scheduler.drop(digest):
                 self._fail(row, error)
+        self._places.begin_step()
         parts = self._scheduler.plan(self._running, self.limits.budget, self._admit)
         self._is_stalled = not parts
         if parts:
@@ -165,8 +168,12 @@ class Engine:
 
     def wait_for_loads(self, timeout_seconds: float | None = None) -> None:
         """Block until a bundle is read, if the last step found nothing else to do."""
-        if self._is_stalled:
+        if self._is_stalled and self._tiers.is_loading:
             self._tiers.wait(timeout_seconds)
+        elif self._is_stalled and self.num_rows:
+            time.sleep(
+                _STALLED_SECONDS
+            )  # rows wait for a place, and only time or a cancel makes one
 
     def close(self) -> None:
         """Stop loading and give the backbone its own layers back."""

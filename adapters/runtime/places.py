@@ -37,6 +37,17 @@ class Places:
         self._chunk_tokens = limits.chunk_tokens
         kept_bytes = limits.prefix_bytes if is_causal else 0
         self.prefix = PrefixIndex(cache, kept_bytes) if cache is not None else None
+        self._waiter: str | None = (
+            None  # the row that was first refused blocks in the last step: none pass it
+        )
+        self._waiter_blocks = 0
+        self._next_waiter: str | None = None
+        self._next_waiter_blocks = 0
+
+    def begin_step(self) -> None:
+        """Keep blocks that become free for the row that was first to find too few, until it is in or gone."""
+        self._waiter, self._waiter_blocks = self._next_waiter, self._next_waiter_blocks
+        self._next_waiter = None
 
     @property
     def num_prefix_hits(self) -> int:
@@ -63,14 +74,17 @@ class Places:
         match = self.prefix.match(keys)
         if match.is_growing:
             return None  # a running row is computing what this one would compute again
-        self.prefix.use(keys, match.blocks)
         needed = blocks_for(self.num_cells(row)) - len(match.blocks)
-        spare = 0 if is_newcomer else self._cache.num_blocks // SPARE
-        self.prefix.make_room(needed + spare)
         # An adapter alone may need more than is left beside the spare blocks; it then runs row by row.
-        if self._cache.num_free_blocks < needed + spare:
-            self._cache.release(match.blocks)
+        spare = 0 if is_newcomer else self._cache.num_blocks // SPARE
+        if self._waiter not in (None, row.row_id):
+            spare += self._waiter_blocks
+        if self._cache.num_free_blocks + self.prefix.num_evictable(match) < needed + spare:
+            if self._next_waiter is None:
+                self._next_waiter, self._next_waiter_blocks = row.row_id, needed
             return None
+        self.prefix.use(keys, match.blocks)
+        self.prefix.make_room(needed + spare)
         blocks = match.blocks + self._cache.reserve(needed)
         self.prefix.announce(keys, blocks)
         num_done = len(match.blocks) * BLOCK
@@ -92,8 +106,11 @@ class Places:
 
     def _keeps(self, row: Row) -> bool:
         """Tell whether a row needs the cache: to generate, or to go through in several parts."""
-        is_divided = self._is_causal and len(row.token_ids) > self._chunk_tokens
-        return row.generation is not None or is_divided
+        if row.generation is not None:
+            return True
+        assert self._cache is not None
+        fits = blocks_for(len(row.token_ids)) <= self._cache.num_blocks
+        return self._is_causal and fits and len(row.token_ids) > self._chunk_tokens
 
     def num_cells(self, row: Row) -> int:
         """Return the cells that a row needs if it keeps anything."""

@@ -93,10 +93,22 @@ class PrefixIndex:
             if self._pending.get(key) == block:
                 del self._pending[key]
 
+    def num_evictable(self, match: Match) -> int:
+        """Return how many kept blocks would be free if let go: those that no row holds, the matched ones aside."""
+        matched = set(match.blocks)
+        return sum(
+            block not in matched and self._cache.num_holders(block) == 1
+            for block in self._blocks.values()
+        )
+
     def make_room(self, num_blocks: int) -> None:
-        """Let go of kept blocks until so many are free, or none are left."""
-        while self._blocks and self._cache.num_free_blocks < num_blocks:
-            self.shrink_to(len(self._blocks) - 1)
+        """Let go of kept blocks that no row holds, oldest first, until so many are free or none are left."""
+        for key, block in list(self._blocks.items()):
+            if self._cache.num_free_blocks >= num_blocks:
+                return
+            if self._cache.num_holders(block) == 1:
+                del self._blocks[key]
+                self._cache.release([block])
 
     def shrink_to(self, num_blocks: int) -> None:
         while len(self._blocks) > num_blocks:

@@ -69,8 +69,9 @@ class Scheduler:
     def plan(self, running: Sequence[Active], budget: Budget, admit: Admit) -> list[Part]:
         """Return what the next step computes; rows that are let in leave the queues.
 
-        A row that can't be divided and is longer than the whole budget is taken if it comes first. ``admit`` is asked
-        last and reserves what the row needs; an adapter whose next row is not admitted waits, its order kept.
+        A row that can't be divided and is longer than the budget is taken if no other prompt is before it.
+        ``admit`` is asked last and reserves what the row needs; an adapter whose next row is not admitted waits,
+        its order kept.
         """
         self._level(running)
         spread = max(self._service.values(), default=0) - min(self._service.values(), default=0)
@@ -181,16 +182,21 @@ class _Step:
     def __init__(self, room: int) -> None:
         self.room = room
         self.parts: list[Part] = []
+        self._has_prompt = False
 
     def share(self, active: Active, room: int) -> int:
-        """Return how many of a row's tokens go in; a part of a prompt is worth it from a block on."""
-        if active.num_pending <= room or not (active.is_divisible or self.parts):
+        """Return how many of a row's tokens go in; a part of a prompt is worth it from a block on.
+
+        One row that can't be divided may go beyond the room, or it would wait for as long as others generate.
+        """
+        if active.num_pending <= room:
             return active.num_pending
-        if not active.is_divisible or room < BLOCK:
-            return 0
-        return room
+        if not active.is_divisible:
+            return 0 if self._has_prompt else active.num_pending
+        return room if room >= BLOCK else 0
 
     def take(self, active: Active, num_new: int) -> int:
         self.parts.append(Part(active, num_new))
+        self._has_prompt = self._has_prompt or not active.is_decoding
         self.room -= num_new
         return num_new

@@ -72,7 +72,10 @@ class Tiers:
         self._ready = {d: w for d, w in self._ready.items() if d in still}
         self._ending = set()
         for digest, size_bytes in self._blocked.items():
-            if digest in still:
+            if not self._bank.fits_beside_pins(size_bytes):
+                failed[digest] = _no_room()
+                self._pinned.discard(digest)
+            elif digest in still:
                 # Every place is in use. Those used longest ago get no new rows until this one is in.
                 self._ending.update(self._bank.must_end(size_bytes))
         self._blocked = {}
@@ -106,7 +109,10 @@ class Tiers:
 
     def load(self, digest: str) -> None:
         """Have a bundle read into host memory, if it is not there and few others are being read."""
-        if digest not in self._loads and digest not in self._host and len(self._loads) < MAX_LOADS:
+        num_held = len(self._loads) + len(
+            self._ready
+        )  # what is read and finds no place is bounded too
+        if digest not in self._loads and digest not in self._host and num_held < MAX_LOADS:
             self._loads[digest] = self._loader.submit(self._read, digest)
 
     def wait(self, timeout_seconds: float | None = None) -> None:
@@ -121,6 +127,13 @@ class Tiers:
         bundle = load_bundle(self._fetch(digest), self._backbone.spec)
         self._bank.check_size(weights_bytes(bundle, self._backbone.dtype))
         return prepare_weights(bundle, self._backbone.dtype, self._backbone.spec.hidden_size)
+
+
+def _no_room() -> PredictionFailed:
+    return PredictionFailed(
+        "The adapter finds no place beside those that are pinned. Unpin one, or raise HEADSTOCK_BANK_BYTES or "
+        "HEADSTOCK_BANK_SLOTS."
+    )
 
 
 def _load_error(error: Exception) -> HeadstockError:

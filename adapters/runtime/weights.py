@@ -5,6 +5,7 @@ Shape letters: R rank, I input features, O output features.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.bundle import Bundle
+from adapters.errors import InvalidBundle
 from adapters.lora import LoraModule
 from adapters.tasks.heads import Head, build_head
 from adapters.tensors import RawTensor
@@ -38,7 +40,8 @@ class AdapterWeights:
             return self
         flat = torch.cat([x.flatten() for pair in self.modules.values() for x in pair]).to(device)
         shapes = {name: (a.shape, b.shape) for name, (a, b) in self.modules.items()}
-        head = None if self.head is None else self.head.to(device)
+        # A copy: moving a module moves the very one that the host tier keeps.
+        head = None if self.head is None else copy.deepcopy(self.head).to(device)
         return AdapterWeights(self.task, _views(flat, shapes), head, self.size_bytes)
 
 
@@ -49,13 +52,22 @@ def weights_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
 
 
 def prepare_weights(bundle: Bundle, dtype: torch.dtype, hidden_size: int) -> AdapterWeights:
-    """Return a bundle's weights on the CPU, ready to compute with; called on the loader's thread."""
+    """Return a bundle's weights on the CPU, ready to compute with; called on the loader's thread.
+
+    Raises:
+        InvalidBundle: a weight is not finite any more, once scaled and in the backbone's dtype.
+    """
     shapes = {name: (torch.Size(m.a.shape), _transposed(m)) for name, m in bundle.modules.items()}
     num = sum(math.prod(shape) for pair in shapes.values() for shape in pair)
     modules = _views(torch.empty(num, dtype=dtype), shapes)
     for name, (a_RI, b_RO) in modules.items():
         a_RI.copy_(to_torch(bundle.modules[name].a))
         b_RO.copy_(to_torch(bundle.modules[name].b).float().T * bundle.modules[name].scale)
+    if not all(bool(x.isfinite().all()) for pair in modules.values() for x in pair):
+        raise InvalidBundle(
+            f"With its scale, or in '{dtype}', a weight is beyond what numbers can hold. Train the adapter again "
+            "with a lower learning rate."
+        )
     head = _head_of(bundle, hidden_size)
     return AdapterWeights(bundle.manifest.task, modules, head, weights_bytes(bundle, dtype))
 

@@ -230,3 +230,78 @@ def test_a_pass_that_does_not_fit_the_devices_memory_is_split(
             assert isinstance(left.error, Overloaded)
         else:
             assert_same(left, right)
+
+
+def test_a_row_that_cannot_be_divided_is_not_held_up_by_one_that_generates(
+    decoder_spec, decoder_tokenizer, bundles
+):
+    engine = Engine(load_backbone(decoder_spec, "float32"), bundles.__truediv__)
+    engine.run(rows_of(decoder_tokenizer, ["two", "summary"]))
+    engine.submit(Row("write", [5] * 8, "summary", Generation(200, ())))
+    for i in range(10):
+        engine.submit(Row(f"label-{i}", [5 + i] * 100, "two"))
+    done, steps = [], 0
+    while len(done) < 10:
+        done += [result.row_id for result in engine.step()]
+        steps += 1
+    assert "write" not in done
+    assert steps < 30
+
+
+def test_a_long_scoring_row_that_the_cache_cannot_hold_goes_through_at_once(
+    decoder_spec, decoder_tokenizer, bundles
+):
+    limits = EngineLimits(cache_bytes=2**14, chunk_tokens=32)
+    engine = Engine(load_backbone(decoder_spec, "float32"), bundles.__truediv__, limits)
+    assert engine._cache.num_blocks * 16 < 200
+    row = Row("long", [5] * 200, "two")
+    wide = Engine(load_backbone(decoder_spec, "float32"), bundles.__truediv__)
+    assert_same(engine.run([row])[0], wide.run([row])[0])
+
+
+def test_weights_that_overflow_once_scaled_are_refused_and_harm_nobody(
+    tmp_path, decoder_spec, decoder_tokenizer, bundles
+):
+    save_bundle(tmp_path / "huge", decoder_spec, classifier(2), seed=9, alpha=64)
+    weights = load_file(tmp_path / "huge" / "adapter_model.safetensors")
+    reseal(tmp_path / "huge", {k: torch.full_like(v, 1e38) for k, v in weights.items()})
+    engine = Engine(
+        load_backbone(decoder_spec, "float32"),
+        lambda name: (tmp_path if name == "huge" else bundles) / name,
+        use_kernels=False,
+    )
+    bad, good = engine.run(rows_of(decoder_tokenizer, ["huge", "two"]))
+    assert "lower learning rate" in bad.error.message
+    assert good.error is None
+
+
+def test_an_adapter_without_a_place_beside_the_pinned_ones_is_told_so(
+    decoder_spec, decoder_tokenizer, bundles
+):
+    limits = EngineLimits(bank_slots=1)
+    engine = Engine(load_backbone(decoder_spec, "float32"), bundles.__truediv__, limits)
+    engine.pin("two", pinned=True)
+    while "two" not in engine._bank:
+        engine.step()
+        engine.wait_for_loads()
+    other, two = engine.run(rows_of(decoder_tokenizer, ["other", "two"]))
+    assert "pinned" in other.error.message
+    assert two.error is None
+
+
+def test_a_row_that_needs_much_of_the_cache_is_not_passed_by_for_ever(
+    decoder_spec, decoder_tokenizer, bundles
+):
+    limits = EngineLimits(cache_bytes=2**17, prefix_bytes=0)
+    engine = Engine(load_backbone(decoder_spec, "float32"), bundles.__truediv__, limits)
+    half = engine._cache.num_blocks * 16 // 2
+    for i in range(60):
+        engine.submit(Row(f"small-{i}", [5] * 8, "summary", Generation(40, ())))
+    for _ in range(5):
+        engine.step()
+        engine.wait_for_loads()
+    engine.submit(Row("big", [6] * 8, None, Generation(min(half, 200), ())))
+    done = []
+    while "big" not in {a.row.row_id for a in engine._running}:
+        done += [result.row_id for result in engine.step()]
+        assert len(done) < 40

@@ -61,10 +61,5 @@ class Part:
     active: Active
     num_new: int
 
-    @property
-    def is_last(self) -> bool:
-        """Tell whether this pass gives what the row waits for: its next token, or its scores."""
-        return self.num_new == self.active.num_pending
-
     def extent(self) -> Extent:
         return Extent(self.active.blocks, self.active.num_done, self.num_new)

@@ -201,8 +201,7 @@ def _groups_of(layers: dict[str, nn.Module]) -> list[tuple[str, ...]]:
 
 
 def _reads_source(path: str) -> bool:
-    """Tell whether a layer of an encoder-decoder works on the encoder's tokens."""
+    """Tell whether a decoder's layer works on the encoder's tokens."""
     parts = path.split(".")
-    in_encoder = "encoder" in parts and "decoder" in path
     crosses = len(parts) > 1 and parts[-2] in CROSS_ATTENTION
-    return in_encoder or (crosses and parts[-1] in ("k_proj", "v_proj", "k", "v", "key", "value"))
+    return crosses and parts[-1] in ("k_proj", "v_proj", "k", "v", "key", "value")

@@ -55,10 +55,6 @@ class Pack:
     def num_tokens(self) -> int:
         return int(self.positions_T.shape[0])
 
-    def last_tokens(self) -> Tensor:
-        """Return the index of each row's last token, int64, in row order."""
-        return self.bounds[1:] - 1
-
 
 def pack_rows(
     lengths: Sequence[int],

@@ -246,10 +246,11 @@ class Backbone:
         from adapters.runtime.linears import FusedLinear, wrap_linears
         from adapters.runtime.parts import put_in_kernels
 
-        self.groups = wrap_linears(self.model, adaptable_modules(self.model), fuse=True)
-        if self._language_head is not None:
-            self._language_head = FusedLinear([self._language_head])
         kernels = load_kernels() if fits(self.dtype, self.device) else None
+        layers = adaptable_modules(self.model)
+        self.groups = wrap_linears(self.model, layers, fuse=True, kernels=kernels)
+        if self._language_head is not None:
+            self._language_head = FusedLinear([self._language_head], kernels)
         if kernels is not None:
             put_in_kernels(self.model, kernels)
 

@@ -1,5 +1,6 @@
 /* CPU kernels for what torch has no operator for, or only several: low-rank updates of a mixed batch, attention of
  * decoding rows over a paged cache, RMSNorm, and the gate of a Llama-like MLP. Compiled once per machine by kernels.py, for bf16 and fp32.
+ * In bf16 also linear layers: kernels_linear.h.
  *
  * Each token's numbers come from one fixed order of operations, whatever else is in the batch.
  * All arithmetic is in fp32; inputs are read and results rounded in the backbone's dtype.
@@ -79,3 +80,5 @@ static inline float exp_negative(float x) {
 #define STORE store_f32
 #define NAME(x) x##_f32
 #include "kernels_typed.h"
+
+#include "kernels_linear.h"

@@ -21,8 +21,9 @@ from adapters.home import default_home
 from adapters.lora import MAX_RANK
 
 logger = logging.getLogger(__name__)
-SOURCES = ("kernels.c", "kernels_typed.h")
+SOURCES = ("kernels.c", "kernels_typed.h", "kernels_linear.h")
 TILE = 4  # tokens that one step of the low-rank kernel takes; as in kernels.c
+PANEL = 16  # outputs that stand together in a weight of `Kernels.linear`; as in kernels_linear.h
 MAX_HEAD, MAX_SHARED = 256, 32  # as in kernels.c
 # No -ffast-math: it would set flush-to-zero for the whole process, and not-a-number must stay one.
 _FLAGS = (
@@ -32,6 +33,7 @@ _FLAGS = (
 _COMPILE_SECONDS = 120
 _SIGNATURES = {
     "lora": "pnnpnpnpnpn", "attend": "pnnpppnppnnnnf", "rms_norm": "pnppnnf", "silu_mul": "ppnn",
+    "linear": "pnnnpppnn",
 }  # fmt: skip
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
@@ -48,6 +50,8 @@ class Kernels:
         self._silu_mul = {
             dtype: _function(library, f"silu_mul_{s}") for dtype, s in _SUFFIX.items()
         }
+        self._linear = _function(library, "linear_bf16")
+        self._has_linear = bool(library.has_linear())
 
     def add_lora(
         self,
@@ -116,6 +120,39 @@ class Kernels:
         out = x.new_empty((*x.shape[:-1], size))
         self._silu_mul[x.dtype](x.data_ptr(), out.data_ptr(), x.numel() // (2 * size), size)
         return out
+
+
+    def fits_linear(self, weight_OI: Tensor) -> bool:
+        """Tell whether `linear` takes a weight, on this processor."""
+        is_bf16 = weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu"
+        return self._has_linear and is_bf16 and weight_OI.shape[1] % PANEL == 0
+
+    def linear(
+        self, x: Tensor, panels: Tensor, bias_O: Tensor | None, num_outputs: int
+    ) -> Tensor:
+        """Return ``x W^T + bias``, ``[..., O]``; a token's numbers are the same whatever else is in ``x``.
+
+        Args:
+            panels: the weight from `to_panels`.
+            bias_O: fp32, contiguous.
+        """
+        x_TI = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        assert x_TI.stride(1) == 1
+        assert x_TI.shape[1] == 2 * panels.shape[1]
+        out = x.new_empty((*x.shape[:-1], num_outputs))
+        self._linear(
+            x_TI.data_ptr(), x_TI.stride(0), x_TI.shape[0], x_TI.shape[1], panels.data_ptr(),
+            None if bias_O is None else bias_O.data_ptr(), out.data_ptr(), num_outputs, num_outputs,
+        )  # fmt: skip
+        return out
+
+
+def to_panels(weight_OI: Tensor) -> Tensor:
+    """Return a weight as ``[O / 16, I / 2, 16, 2]`` with zeros for missing outputs, as `Kernels.linear` reads it."""
+    num_outputs, num_inputs = weight_OI.shape
+    missing = -num_outputs % PANEL
+    whole = torch.nn.functional.pad(weight_OI, (0, 0, 0, missing)) if missing else weight_OI
+    return whole.view(-1, PANEL, num_inputs // 2, 2).permute(0, 2, 1, 3).contiguous()
 
 
 def fits_attention(num_heads: int, num_kv_heads: int, head_size: int) -> bool:

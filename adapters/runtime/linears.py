@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from adapters.dtype import Quantization
+from adapters.runtime.kernels import Kernels, to_panels
 from adapters.runtime.quantized import QuantizedLinear, quantized_linear
 from adapters.runtime.route import Routes, Site
 
@@ -84,29 +85,47 @@ class GroupMember(nn.Module):
 
 
 class FusedLinear:
-    """Several linear layers' weights as one product, on a CPU laid out for oneDNN once instead of at each call."""
+    """Several linear layers' weights as one product, on a CPU laid out once for what computes it instead of at each call.
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    Args:
+        kernels: compute with `Kernels.linear` where it fits; else oneDNN does.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], kernels: Kernels | None) -> None:
         weights = [weight_of(layer) for layer in layers]
-        biases = [getattr(layer, "bias", None) for layer in layers]
-        self._weight_OI = torch.cat(weights) if len(weights) > 1 else weights[0].contiguous()
-        self._bias_O = None
-        if any(bias is not None for bias in biases):
-            zeros = [w.new_zeros(w.shape[0]) for w in weights]
-            self._bias_O = torch.cat(
-                [z if b is None else b for b, z in zip(biases, zeros, strict=True)]
-            )
-        self._is_packed = _can_pack(self._weight_OI)
-        if self._is_packed:
-            self._weight_OI = torch.ops.mkldnn._reorder_linear_weight(self._weight_OI, _PACK_HINT)
+        weight_OI = torch.cat(weights) if len(weights) > 1 else weights[0].contiguous()
+        bias_O = _join_biases(layers, weights)
+        self._compute = _product(weight_OI, bias_O, kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self._is_packed:
-            return linear(x, self._weight_OI, self._bias_O)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._weight_OI, self._bias_O, "none", [], ""
-        )
+        return self._compute(x)
+
+
+def _join_biases(layers: Sequence[nn.Module], weights: Sequence[Tensor]) -> Tensor | None:
+    biases = [getattr(layer, "bias", None) for layer in layers]
+    if all(bias is None for bias in biases):
+        return None
+    zeros = [w.new_zeros(w.shape[0]) for w in weights]
+    return torch.cat([z if b is None else b for b, z in zip(biases, zeros, strict=True)]).detach()
+
+
+def _product(
+    weight_OI: Tensor, bias_O: Tensor | None, kernels: Kernels | None
+) -> Callable[[Tensor], Tensor]:
+    """Return what computes ``x W^T + bias`` fastest here; the weight it is given may be freed then."""
+    if kernels is not None and kernels.fits_linear(weight_OI):
+        panels, num_outputs = to_panels(weight_OI), len(weight_OI)
+        bias_O = None if bias_O is None else bias_O.float()
+        return lambda x: kernels.linear(x, panels, bias_O, num_outputs)
+    if not _can_pack(weight_OI):
+        return lambda x: linear(x, weight_OI, bias_O)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, _PACK_HINT)
+
+    def compute(x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")
         return out
+
+    return compute
 
 
 def _can_pack(weight: Tensor) -> bool:
@@ -125,20 +144,25 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 def wrap_linears(
-    model: nn.Module, layers: dict[str, nn.Module], *, fuse: bool
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    *,
+    fuse: bool,
+    kernels: Kernels | None = None,
 ) -> list[LinearGroup]:
     """Put `GroupMember`s in the place of a model's linear layers and return their groups.
 
     Args:
         fuse: compute each group in one product; the layers' own weights are given up for it. Quantised
             layers stay as they are, each a group of its own.
+        kernels: what may compute fused layers.
     """
     groups: list[LinearGroup] = []
     for names in _groups_of(layers) if fuse else [(name,) for name in layers]:
         members = [layers[name] for name in names]
         widths = torch.tensor([output_size(member) for member in members])
         can_fuse = fuse and not isinstance(members[0], QuantizedLinear)
-        base = FusedLinear(members) if can_fuse else members[0]
+        base = FusedLinear(members, kernels) if can_fuse else members[0]
         group = LinearGroup(
             Site(len(groups), names, widths), base, is_source=_reads_source(names[0])
         )

@@ -13,7 +13,7 @@
 #define CHUNK 64        /* outputs held in registers at once */
 /* MAX_RANK comes from the command line: the largest rank that a bundle may have */
 #define MAX_HEAD 256    /* head size */
-#define MAX_SHARED 32   /* query heads on one key-value head */
+#define MAX_HEADS 32    /* query heads that one task of attention holds, those of one key-value head at least */
 #define LANES 16        /* floats of a vector register */
 #define BLOCK 16        /* cells of a cache block; cache.py has the same number */
 
@@ -28,6 +28,32 @@ static inline float sum_of(vec x) {
     union { half whole; quarter parts[2]; } quarters = {halves.parts[0] + halves.parts[1]};
     quarter rest = quarters.parts[0] + quarters.parts[1];
     return (rest[0] + rest[2]) + (rest[1] + rest[3]);
+}
+
+typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
+
+/* The sums of 16 vectors' lanes, in one vector: halves of two are added into one, four times. */
+static inline __attribute__((always_inline)) vec sums_of(vec *x) {
+    const lanes low8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}, high8 = low8 + 8;
+    const lanes low4 = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27}, high4 = low4 + 4;
+    const lanes low2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29}, high2 = low2 + 2;
+    const lanes low1 = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30}, high1 = low1 + 1;
+    for (int i = 0; i < 8; i++) x[i] = __builtin_shuffle(x[i], x[i + 8], low8) + __builtin_shuffle(x[i], x[i + 8], high8);
+    for (int i = 0; i < 4; i++) x[i] = __builtin_shuffle(x[i], x[i + 4], low4) + __builtin_shuffle(x[i], x[i + 4], high4);
+    for (int i = 0; i < 2; i++) x[i] = __builtin_shuffle(x[i], x[i + 2], low2) + __builtin_shuffle(x[i], x[i + 2], high2);
+    return __builtin_shuffle(x[0], x[1], low1) + __builtin_shuffle(x[0], x[1], high1);
+}
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#define DOT_PAIRS
+static inline vec dot_pairs(vec sum, const void *a, const void *b) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
+}
+#endif
+
+static inline void ask_for(const void *start, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)start + i, 0, 2);
 }
 
 static inline float load_bf16(bf16 x) {

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 SOURCES = ("kernels.c", "kernels_typed.h", "kernels_linear.h")
 TILE = 4  # tokens that one step of the low-rank kernel takes; as in kernels.c
 PANEL = 16  # outputs that stand together in a weight of `Kernels.linear`; as in kernels_linear.h
-MAX_HEAD, MAX_SHARED = 256, 32  # as in kernels.c
+MAX_HEAD, MAX_HEADS = 256, 32  # as in kernels.c
 # No -ffast-math: it would set flush-to-zero for the whole process, and not-a-number must stay one.
 _FLAGS = (
     "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
@@ -157,7 +157,7 @@ def to_panels(weight_OI: Tensor) -> Tensor:
 
 def fits_attention(num_heads: int, num_kv_heads: int, head_size: int) -> bool:
     """Tell whether `Kernels.attend` takes a backbone's heads."""
-    return num_heads <= MAX_SHARED * num_kv_heads and head_size <= MAX_HEAD
+    return num_heads <= MAX_HEADS * num_kv_heads and head_size <= MAX_HEAD
 
 
 def fits(dtype: torch.dtype, device: torch.device) -> bool:

@@ -1,27 +1,38 @@
 /* The kernels' bodies; kernels.c includes this once a dtype. */
 
-static void NAME(shrink)(const float *x, int num_tokens, int64_t inputs, const TYPE *a, int rank, float *low) {
-    for (int r = 0; r < rank; r++) {
-        const TYPE *row = a + (int64_t)r * inputs;
-        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-        if (num_tokens == 1) {
-#pragma omp simd reduction(+ : s0)
-            for (int64_t i = 0; i < inputs; i++) s0 += x[i] * LOAD(row[i]);
-        } else { /* missing tokens of a short tile are zeros */
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-            for (int64_t i = 0; i < inputs; i++) {
-                float w = LOAD(row[i]);
-                s0 += x[i] * w;
-                s1 += x[inputs + i] * w;
-                s2 += x[2 * inputs + i] * w;
-                s3 += x[3 * inputs + i] * w;
-            }
+/* Up to LANES values; lanes beyond num are zero. */
+static inline __attribute__((always_inline)) vec NAME(read)(const TYPE *source, int64_t num) {
+    vec line = {0};
+    float *target = (float *)&line;
+    if (num >= LANES)
+        for (int d = 0; d < LANES; d++) target[d] = LOAD(source[d]);
+    else
+        for (int64_t d = 0; d < num; d++) target[d] = LOAD(source[d]);
+    return line;
+}
+
+/* Products of two lines, each lane's added up; the caller sums the lanes. */
+static inline __attribute__((always_inline)) vec NAME(dot)(const TYPE *x, const TYPE *y, int64_t size) {
+    vec sum = {0};
+    int64_t d = 0;
+#ifdef DOT_PAIRS
+    if (sizeof(TYPE) == 2)
+        for (; d + 2 * LANES <= size; d += 2 * LANES) sum = dot_pairs(sum, x + d, y + d);
+#endif
+    for (; d < size; d += LANES) sum += NAME(read)(x + d, size - d) * NAME(read)(y + d, size - d);
+    return sum;
+}
+
+/* low = A x, each token by itself. */
+static void NAME(shrink)(const TYPE *x, int64_t x_stride, int num_tokens, int64_t inputs, const TYPE *a, int rank,
+                         float *low) {
+    for (int t = 0; t < num_tokens; t++)
+        for (int first = 0; first < rank; first += LANES) {
+            vec products[LANES], *sums = (vec *)(low + t * MAX_RANK + first);
+            for (int r = 0; r < LANES; r++)
+                products[r] = first + r < rank ? NAME(dot)(x + t * x_stride, a + (first + r) * inputs, inputs) : (vec){0};
+            *sums = sums_of(products);
         }
-        low[r] = s0;
-        low[MAX_RANK + r] = s1;
-        low[2 * MAX_RANK + r] = s2;
-        low[3 * MAX_RANK + r] = s3;
-    }
 }
 
 static void NAME(expand)(const float *low, int num_tokens, const TYPE *b, int rank, int64_t outputs,
@@ -46,11 +57,6 @@ static void NAME(expand)(const float *low, int num_tokens, const TYPE *b, int ra
     }
 }
 
-static inline __attribute__((always_inline)) void NAME(read_line)(const TYPE *source, int size, vec *line) {
-    float *target = (float *)line;
-    for (int d = 0; d < size; d++) target[d] = LOAD(source[d]);
-}
-
 /* out += B (A x) for each tile's tokens, for every module of a group that reads the same x.
  * tiles: [num_tiles, 3] first token, tokens (1 to TILE), adapter. outputs: [num_modules] widths, side by side in out.
  * table: for an adapter, at adapter * table_stride, [num_modules, 3] address of A, address of B, rank (0: none). */
@@ -61,75 +67,82 @@ void NAME(lora)(const TYPE *x, int64_t x_stride, int64_t inputs, TYPE *out, int6
     for (int64_t tile = 0; tile < num_tiles; tile++) {
         int first = tiles[tile * 3], num_tokens = tiles[tile * 3 + 1];
         const int64_t *entry = table + tiles[tile * 3 + 2] * table_stride;
-        float xs[TILE * inputs], low[TILE * MAX_RANK];
-        for (int t = 0; t < num_tokens; t++)
-            for (int64_t i = 0; i < inputs; i++) xs[t * inputs + i] = LOAD(x[(first + t) * x_stride + i]);
-        if (num_tokens > 1 && num_tokens < TILE)
-            memset(xs + num_tokens * inputs, 0, (TILE - num_tokens) * inputs * sizeof(float));
+        int64_t after = tile + 1 < num_tiles ? tiles[tile * 3 + 5] * table_stride : 0;
+        float low[TILE * MAX_RANK] __attribute__((aligned(64)));
         TYPE *target = out + first * out_stride;
         for (int64_t m = 0; m < num_modules; target += outputs[m], m++) {
+            const int64_t *next = m + 1 < num_modules ? entry + 3 * (m + 1) : table + after;
             int rank = (int)entry[m * 3 + 2];
             if (!rank) continue;
-            NAME(shrink)(xs, num_tokens, inputs, (const TYPE *)entry[m * 3], rank, low);
-            NAME(expand)(low, num_tokens, (const TYPE *)entry[m * 3 + 1], rank, outputs[m], target, out_stride);
+            const TYPE *a = (const TYPE *)entry[m * 3], *b = (const TYPE *)entry[m * 3 + 1];
+            ask_for(b, rank * outputs[m] * sizeof(TYPE)); /* adapters lie apart: what comes next must be asked for */
+            NAME(shrink)(x + first * x_stride, x_stride, num_tokens, inputs, a, rank, low);
+            ask_for((const void *)next[0], next[2] * inputs * sizeof(TYPE));
+            NAME(expand)(low, num_tokens, b, rank, outputs[m], target, out_stride);
         }
     }
 }
 
-/* One row's query token against its own past, for the query heads that share one key-value head: softmax(q k) v, block
- * by block (online softmax: Milakov and Gimelshein, arXiv 1805.02867). Inlined, so that a known size unrolls its loops. */
-static inline __attribute__((always_inline)) void NAME(attend_head)(
+/* One row's query token against its own past, for count key-value heads and the shared query heads of each:
+ * softmax(q k) v, block by block (online softmax: Milakov and Gimelshein, arXiv 1805.02867). Inlined, so that a known size
+ * unrolls its loops. */
+static inline __attribute__((always_inline)) void NAME(attend_heads)(
     const TYPE *q, int64_t q_head, const TYPE *keys, const TYPE *values, const int32_t *blocks, int length, TYPE *out,
-    int shared, int64_t cell, int size, float scale) {
+    int count, int shared, int64_t cell, int size, float scale) {
     int vectors = (size + LANES - 1) / LANES;
-    vec query[MAX_SHARED][MAX_HEAD / LANES], sums[MAX_SHARED][MAX_HEAD / LANES], lines[BLOCK][MAX_HEAD / LANES];
-    float weights[MAX_SHARED][BLOCK], top[MAX_SHARED], total[MAX_SHARED];
-    for (int c = 0; c < BLOCK; c++) lines[c][vectors - 1] = (vec){0}; /* lanes beyond size stay zero */
-    for (int g = 0; g < shared; g++) {
-        query[g][vectors - 1] = (vec){0};
-        for (int d = 0; d < size; d++) query[g][d / LANES][d % LANES] = LOAD(q[g * q_head + d]) * scale;
-        for (int v = 0; v < vectors; v++) sums[g][v] = (vec){0};
-        top[g] = -INFINITY;
-        total[g] = 0;
+    vec sums[MAX_HEADS][MAX_HEAD / LANES], weights[MAX_HEADS];
+    float top[MAX_HEADS], total[MAX_HEADS];
+    for (int h = 0; h < count * shared; h++) {
+        for (int v = 0; v < vectors; v++) sums[h][v] = (vec){0};
+        top[h] = -INFINITY;
+        total[h] = 0;
     }
     for (int start = 0; start < length; start += BLOCK) {
         int64_t base = (int64_t)blocks[start / BLOCK] * BLOCK * cell;
         int num = length - start < BLOCK ? length - start : BLOCK;
-        if (start + BLOCK < length) { /* heads lie apart in memory: the processor does not see by itself what comes next */
-            int64_t next = (int64_t)blocks[start / BLOCK + 1] * BLOCK * cell;
-            for (int c = 0; c < BLOCK; c++)
-                for (int d = 0; d < size; d += 64 / (int)sizeof(TYPE)) {
-                    __builtin_prefetch(keys + next + c * cell + d);
-                    __builtin_prefetch(values + next + c * cell + d);
-                }
-        }
-        for (int c = 0; c < num; c++) NAME(read_line)(keys + base + c * cell, size, lines[c]);
-        for (int g = 0; g < shared; g++) {
-            for (int c = 0; c < num; c++) {
-                vec products = query[g][0] * lines[c][0];
-                for (int v = 1; v < vectors; v++) products += query[g][v] * lines[c][v];
-                weights[g][c] = sum_of(products);
+        int64_t next = start + BLOCK < length ? (int64_t)blocks[start / BLOCK + 1] * BLOCK * cell : base;
+        for (int k = 0; k < count; k++) {
+            const TYPE *key = keys + base + k * size;
+            for (int c = 0; c < num; c++) /* the processor does not see by itself which block comes next */
+                for (int d = 0; d < size; d += 64 / (int)sizeof(TYPE))
+                    __builtin_prefetch(keys + next + k * size + c * cell + d);
+            for (int g = 0; g < shared; g++) {
+                int h = k * shared + g;
+                vec products[BLOCK], scores;
+                if (num == BLOCK)
+                    for (int c = 0; c < BLOCK; c++) products[c] = NAME(dot)(q + h * q_head, key + c * cell, size);
+                else
+                    for (int c = 0; c < BLOCK; c++)
+                        products[c] = c < num ? NAME(dot)(q + h * q_head, key + c * cell, size) : (vec){0};
+                scores = sums_of(products) * scale;
+                float *score = (float *)&scores, *weight = (float *)&weights[h], high = top[h];
+                for (int c = num; c < BLOCK; c++) score[c] = -INFINITY; /* weighs nothing */
+                for (int c = 0; c < BLOCK; c++) high = score[c] > high ? score[c] : high;
+                float shrunk = exp_negative(top[h] - high);
+                for (int c = 0; c < BLOCK; c++) weight[c] = exp_negative(score[c] - high);
+                total[h] = total[h] * shrunk + sum_of(weights[h]);
+                top[h] = high;
+                for (int v = 0; v < vectors; v++) sums[h][v] *= shrunk;
             }
-            float high = top[g], sum = 0;
-            for (int c = 0; c < num; c++) high = weights[g][c] > high ? weights[g][c] : high;
-            for (int c = num; c < BLOCK; c++) weights[g][c] = -INFINITY; /* weighs nothing */
-            float shrunk = exp_negative(top[g] - high);
-#pragma omp simd reduction(+ : sum)
-            for (int c = 0; c < BLOCK; c++) sum += weights[g][c] = exp_negative(weights[g][c] - high);
-            total[g] = total[g] * shrunk + sum;
-            top[g] = high;
-            for (int v = 0; v < vectors; v++) sums[g][v] *= shrunk;
         }
-        for (int c = 0; c < num; c++) NAME(read_line)(values + base + c * cell, size, lines[c]);
-        for (int g = 0; g < shared; g++)
+        for (int k = 0; k < count; k++) {
+            const TYPE *value = values + base + k * size;
+            for (int c = 0; c < num; c++)
+                for (int d = 0; d < size; d += 64 / (int)sizeof(TYPE))
+                    __builtin_prefetch(values + next + k * size + c * cell + d);
             for (int v = 0; v < vectors; v++) {
-                vec sum = sums[g][v];
-                for (int c = 0; c < num; c++) sum += weights[g][c] * lines[c][v];
-                sums[g][v] = sum;
+                vec lines[BLOCK];
+                for (int c = 0; c < num; c++) lines[c] = NAME(read)(value + c * cell + v * LANES, size - v * LANES);
+                for (int g = 0; g < shared; g++) {
+                    vec sum = sums[k * shared + g][v];
+                    for (int c = 0; c < num; c++) sum += weights[k * shared + g][c] * lines[c];
+                    sums[k * shared + g][v] = sum;
+                }
             }
+        }
     }
-    for (int g = 0; g < shared; g++)
-        for (int d = 0; d < size; d++) out[g * size + d] = STORE(sums[g][d / LANES][d % LANES] / total[g]);
+    for (int h = 0; h < count * shared; h++)
+        for (int d = 0; d < size; d++) out[h * size + d] = STORE(sums[h][d / LANES][d % LANES] / total[h]);
 }
 
 /* Attention of rows that have one new token each. q: [rows, heads, size] with strides; out: the same, contiguous; keys, values:
@@ -139,21 +152,23 @@ void NAME(attend)(const TYPE *q, int64_t q_row, int64_t q_head, const TYPE *keys
                   int64_t heads, int64_t kv_heads, int64_t size, float scale) {
     int shared = (int)(heads / kv_heads);
     int64_t cell = kv_heads * size;
+    /* All heads of a row at once read its cells in one go; few rows are shared out by heads, so that no core waits. */
+    int count = rows < 8 || heads > MAX_HEADS ? 1 : (int)kv_heads, parts = (int)kv_heads / count;
 #pragma omp parallel for schedule(dynamic)
-    for (int64_t task = 0; task < rows * kv_heads; task++) {
-        int64_t row = task / kv_heads, head = task % kv_heads;
-        const TYPE *query = q + row * q_row + head * shared * q_head;
-        const TYPE *key = keys + head * size, *value = values + head * size;
-        TYPE *target = out + (row * heads + head * shared) * size;
+    for (int64_t task = 0; task < rows * parts; task++) {
+        int64_t row = task / parts, first = task % parts * count;
+        const TYPE *query = q + row * q_row + first * shared * q_head;
+        const TYPE *key = keys + first * size, *value = values + first * size;
+        TYPE *target = out + (row * heads + first * shared) * size;
         const int32_t *own = blocks + row * width;
         if (size == 64 && shared == 3)
-            NAME(attend_head)(query, q_head, key, value, own, lengths[row], target, 3, cell, 64, scale);
+            NAME(attend_heads)(query, q_head, key, value, own, lengths[row], target, count, 3, cell, 64, scale);
         else if (size == 64)
-            NAME(attend_head)(query, q_head, key, value, own, lengths[row], target, shared, cell, 64, scale);
+            NAME(attend_heads)(query, q_head, key, value, own, lengths[row], target, count, shared, cell, 64, scale);
         else if (size == 128)
-            NAME(attend_head)(query, q_head, key, value, own, lengths[row], target, shared, cell, 128, scale);
+            NAME(attend_heads)(query, q_head, key, value, own, lengths[row], target, count, shared, cell, 128, scale);
         else
-            NAME(attend_head)(query, q_head, key, value, own, lengths[row], target, shared, cell, (int)size, scale);
+            NAME(attend_heads)(query, q_head, key, value, own, lengths[row], target, count, shared, cell, (int)size, scale);
     }
 }
 

@@ -252,7 +252,7 @@ class Backbone:
         if self._language_head is not None:
             self._language_head = FusedLinear([self._language_head], kernels)
         if kernels is not None:
-            put_in_kernels(self.model, kernels)
+            put_in_kernels(self.model, kernels, is_packed=self.is_packed)
 
 
 def _start_ids(model: nn.Module) -> tuple[int, ...]:

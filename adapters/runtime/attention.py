@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from adapters.runtime.cache import CacheView
+from adapters.runtime.kernels import Kernels
 from adapters.runtime.pack import Group, Pack
 
 PACKED = "headstock_packed"
@@ -40,15 +41,22 @@ def packed_attention(
     ``sliding_window``: a token attends to those less than so many tokens away; for rows without a past only.
     """
     query, key, value = query_1HTD[0], key_1KTD[0], value_1KTD[0]
+    causal = bool(getattr(module, "is_causal", True))
+    layer = int(module.layer_idx) if pack.cache else -1  # type: ignore[arg-type]
+    if pack.cache is not None:
+        pack.cache.write(layer, key, value)
+    if pack.kernels is not None:
+        scale = query.shape[2] ** -0.5 if scaling is None else scaling
+        out_THD = _attend(
+            query, key, value, pack, pack.kernels, layer, scale, causal, sliding_window
+        )
+        return out_THD[None], None
     parts = []
     if pack.cache is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        pack.cache.write(layer, key, value)
         if pack.num_decoding:
             parts.append(_attend_to_past(query[:, : pack.num_decoding], pack.cache, layer, scaling))
         for (start, stop), cells in zip(pack.continued, pack.cache.continued, strict=True):
             parts.append(_attend_continued(query[:, start:stop], pack.cache, cells, layer, scaling))
-    causal = bool(getattr(module, "is_causal", True))
     for group in pack.groups:
         parts.append(
             _attend_group(query, key, value, group, causal, scaling, dropout, sliding_window)
@@ -57,17 +65,47 @@ def packed_attention(
     return out_THD[None], None
 
 
+def _attend(
+    query_HTD: Tensor,
+    key_KTD: Tensor,
+    value_KTD: Tensor,
+    pack: Pack,
+    kernels: Kernels,
+    layer: int,
+    scale: float,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    """Return ``[T, H, D]`` by kernel: decoding rows, rows that go on with several tokens, rows that start here."""
+    heads, num_tokens, size = query_HTD.shape
+    out_THD = query_HTD.new_empty((num_tokens, heads, size))
+    if pack.cache is not None:
+        keys_CKD, values_CKD = pack.cache.cache.keys[layer], pack.cache.cache.values[layer]
+        if pack.num_decoding:
+            query_BHD = query_HTD[:, : pack.num_decoding].transpose(0, 1)
+            kernels.attend(query_BHD, keys_CKD, values_CKD, pack.cache.reads, scale, out_THD)
+        if pack.cache.spans is not None:
+            keys, values = keys_CKD.transpose(0, 1), values_CKD.transpose(0, 1)
+            kernels.attend_rows(query_HTD, keys, values, pack.cache.spans, scale, out_THD)
+    if pack.fresh is not None:
+        kernels.attend_rows(
+            query_HTD,
+            key_KTD,
+            value_KTD,
+            pack.fresh,
+            scale,
+            out_THD,
+            is_causal=causal,
+            window=window,
+        )
+    return out_THD
+
+
 def _attend_to_past(
     query_HBD: Tensor, view: CacheView, layer: int, scaling: float | None
 ) -> Tensor:
-    query_BHD, reads, cache = query_HBD.transpose(0, 1), view.reads, view.cache
+    query_BHD, reads = query_HBD.transpose(0, 1), view.reads
     num_rows, num_heads, size = query_BHD.shape
-    if reads.blocks_BN is not None and reads.lengths_B is not None and cache.kernels is not None:
-        scale = size**-0.5 if scaling is None else scaling
-        keys, values = cache.keys[layer], cache.values[layer]
-        return cache.kernels.attend(
-            query_BHD, keys, values, reads.blocks_BN, reads.lengths_B, scale
-        )
     assert reads.cells_BL is not None
     key_BKLD, value_BKLD = (x.transpose(1, 2) for x in view.read(layer, reads.cells_BL))
     # One query a row: the heads that share a key-value head become its queries, and nothing is repeated.

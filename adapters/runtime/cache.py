@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.runtime.kernels import Kernels, fits_attention
-
-BLOCK = 16  # cells handed out at a time; kernels.c has the same number
+from adapters.runtime.kernels import Kernels
+from adapters.runtime.spans import BLOCK, Reads, Span, Spans, blocks_for, join_spans
 
 
 class KeyValueCache:
@@ -26,7 +25,7 @@ class KeyValueCache:
 
     Args:
         size_bytes: bound of all layers together; memory is touched only where rows write.
-        kernels: compiled kernels, for decoding rows; None uses torch alone.
+        kernels: compiled kernels, for attention to the past; None uses torch alone.
     """
 
     def __init__(
@@ -83,9 +82,7 @@ def build_cache(
     if backbone.spec.family == "encoder":
         return None
     config = backbone.config
-    num_heads = _first_of(config, "decoder_attention_heads", "num_attention_heads")
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    _, num_kv_heads, head_size = head_shape(config)
     return KeyValueCache(
         _first_of(config, "num_decoder_layers", "decoder_layers", "num_hidden_layers"),
         num_kv_heads,
@@ -93,17 +90,21 @@ def build_cache(
         size_bytes=size_bytes,
         dtype=backbone.dtype,
         device=backbone.device,
-        kernels=kernels if fits_attention(num_heads, num_kv_heads, head_size) else None,
+        kernels=kernels,
     )
+
+
+def head_shape(config: Any) -> tuple[int, int, int]:
+    """Return a backbone's query heads, key-value heads and head size, a decoder's where it has both sides."""
+    num_heads = _first_of(config, "decoder_attention_heads", "num_attention_heads")
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return num_heads, num_kv_heads, head_size
 
 
 def _first_of(config: Any, *names: str) -> int:
     """Return the first of some fields that a config has: an encoder-decoder tells its decoder's apart."""
     return int(next(value for name in names if (value := getattr(config, name, None))))
-
-
-def blocks_for(num_tokens: int) -> int:
-    return -(-num_tokens // BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,25 +127,11 @@ def cells_of(extent: Extent, start: int | None = None) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Reads:
-    """The past of the decoding rows of a pass, their own new token included.
-
-    ``blocks_BN`` and ``lengths_B`` are int32 and serve the kernel; ``cells_BL`` and ``mask_B11L`` (which cells are
-    real) serve torch. One pair is None.
-    """
-
-    blocks_BN: Tensor | None = None
-    lengths_B: Tensor | None = None
-    cells_BL: Tensor | None = None
-    mask_B11L: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class CacheView:
     """What one pass writes to the cache and reads from it.
 
-    ``write_tokens`` of the pack (None: all) go to ``write_cells``. ``reads`` is for decoding rows, ``continued`` holds
-    all cells of each row that goes on with several tokens.
+    ``write_tokens`` of the pack (None: all) go to ``write_cells``. ``reads`` is for decoding rows. Rows that go on with
+    several tokens are in ``spans`` for the kernel, or else ``continued`` holds all cells of each.
     """
 
     cache: KeyValueCache
@@ -152,13 +139,18 @@ class CacheView:
     write_cells: Tensor
     reads: Reads
     continued: tuple[Tensor, ...] = ()
+    spans: Spans | None = None
 
     def write(self, layer: int, key_KTD: Tensor, value_KTD: Tensor) -> None:
-        for store, new_KTD in ((self.cache.keys, key_KTD), (self.cache.values, value_KTD)):
+        cache = self.cache
+        for store, new_KTD in ((cache.keys[layer], key_KTD), (cache.values[layer], value_KTD)):
+            if cache.kernels is not None:
+                cache.kernels.keep(new_KTD, self.write_tokens, self.write_cells, store)
+                continue
             new_TKD = new_KTD.transpose(0, 1)
             if self.write_tokens is not None:
                 new_TKD = new_TKD[self.write_tokens]
-            store[layer].index_copy_(0, self.write_cells, new_TKD)
+            store.index_copy_(0, self.write_cells, new_TKD)
 
     def read(self, layer: int, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values of cells, each ``[*cells, K, D]``."""
@@ -179,14 +171,27 @@ def view_cache(
         return None
     device = cache.keys.device
     write_cells = torch.cat(cells).to(device)
-    continuing = extents[num_decoding : num_decoding + num_continuing]
+    decoding, rest = extents[:num_decoding], extents[num_decoding:]
+    continuing = rest[:num_continuing]
+    by_kernel = cache.kernels is not None
     return CacheView(
         cache,
         None if len(write_cells) == start else torch.cat(tokens).to(device),
         write_cells,
-        _reads(cache, extents[:num_decoding]),
-        tuple(cells_of(extent, 0).to(device) for extent in continuing),
+        _reads(cache, decoding),
+        () if by_kernel else tuple(cells_of(extent, 0).to(device) for extent in continuing),
+        _spans(continuing, num_decoding) if by_kernel else None,
     )
+
+
+def _spans(continuing: list[Extent], first: int) -> Spans | None:
+    spans = []
+    for extent in continuing:
+        blocks = extent.blocks[: blocks_for(extent.num_tokens)]
+        cells = [block * BLOCK for block in blocks]
+        spans.append(Span(first, extent.num_new, extent.num_tokens, cells))
+        first += extent.num_new
+    return join_spans(spans)
 
 
 def _reads(cache: KeyValueCache, decoding: list[Extent]) -> Reads:

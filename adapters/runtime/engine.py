@@ -25,15 +25,16 @@ from adapters.errors import (
 from adapters.runtime.active import Active, Part
 from adapters.runtime.answers import Answers
 from adapters.runtime.bank import Bank
-from adapters.runtime.cache import blocks_for, build_cache
+from adapters.runtime.cache import build_cache, head_shape
 from adapters.runtime.families import build_forward
 from adapters.runtime.forward import Pass
 from adapters.runtime.host import HostTier
-from adapters.runtime.kernels import fits, load_kernels
+from adapters.runtime.kernels import fits, fits_attention, load_kernels
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.places import Places
 from adapters.runtime.rows import Row, RowPart, RowResult
 from adapters.runtime.scheduler import Scheduler
+from adapters.runtime.spans import blocks_for
 from adapters.runtime.stats import EngineStats, MixedBatch
 from adapters.runtime.tiers import Tiers
 from adapters.tasks.base import RowOutput
@@ -67,14 +68,15 @@ class Engine:
         self._num_tokens = int(backbone.config.vocab_size)
         self._bank = Bank(backbone, self.limits.bank_bytes, self.limits.bank_slots, kernels)
         self._tiers = Tiers(backbone, self._bank, HostTier(self.limits.host_bytes), fetch)
-        self._cache = build_cache(backbone, self.limits.cache_bytes, kernels)
+        attention = kernels if fits_attention(*head_shape(backbone.config)) else None
+        self._cache = build_cache(backbone, self.limits.cache_bytes, attention)
         self._places = Places(
             self._cache,
             self.limits,
             is_causal=backbone.spec.family != "encoder-decoder",
             num_start=len(backbone.start_ids),
         )
-        self._forward = build_forward(backbone, self._bank, self._cache)
+        self._forward = build_forward(backbone, self._bank, self._cache, attention)
         self._answers = Answers(backbone, self._bank, decode)
         self._scheduler = Scheduler()
         self._running: list[Active] = []

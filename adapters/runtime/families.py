@@ -7,14 +7,19 @@ from adapters.runtime.bank import Bank
 from adapters.runtime.cache import KeyValueCache
 from adapters.runtime.encoder_decoder import EncoderDecoderForward
 from adapters.runtime.forward import PackedForward
+from adapters.runtime.kernels import Kernels
 from adapters.runtime.padded import PaddedForward
 
 Forward = PackedForward | PaddedForward | EncoderDecoderForward
 
 
-def build_forward(backbone: Backbone, bank: Bank, cache: KeyValueCache | None) -> Forward:
-    """Return what runs a backbone's parts."""
+def build_forward(
+    backbone: Backbone, bank: Bank, cache: KeyValueCache | None, kernels: Kernels | None
+) -> Forward:
+    """Return what runs a backbone's parts, attention by ``kernels`` where those are given and fit."""
     if backbone.spec.family == "encoder-decoder":
         assert cache is not None
         return EncoderDecoderForward(backbone, bank, cache)
-    return (PackedForward if backbone.is_packed else PaddedForward)(backbone, bank, cache)
+    if backbone.is_packed:
+        return PackedForward(backbone, bank, cache, kernels)
+    return PaddedForward(backbone, bank, cache)

@@ -13,6 +13,7 @@ from adapters.backbone import Backbone
 from adapters.runtime.active import Part
 from adapters.runtime.bank import Bank
 from adapters.runtime.cache import KeyValueCache, view_cache
+from adapters.runtime.kernels import Kernels
 from adapters.runtime.pack import Pack, pack_rows
 
 
@@ -34,10 +35,17 @@ class Pass:
 class PackedForward:
     """Runs parts end to end through models whose attention is ours (`attention.py`)."""
 
-    def __init__(self, backbone: Backbone, bank: Bank, cache: KeyValueCache | None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        bank: Bank,
+        cache: KeyValueCache | None,
+        kernels: Kernels | None = None,
+    ) -> None:
         self._backbone = backbone
         self._bank = bank
         self._cache = cache
+        self._kernels = kernels
 
     def run(self, parts: Sequence[Part]) -> Pass:
         """Return the hidden states of each part; the rows' keys and values are then in the cache."""
@@ -69,4 +77,5 @@ class PackedForward:
             cache,
             self._backbone.device,
             [(part.active.num_done, part.num_new) for part in continuing],
+            self._kernels,
         )

@@ -46,9 +46,48 @@ static inline __attribute__((always_inline)) vec sums_of(vec *x) {
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
-#define DOT_PAIRS
+#define PAIRS
 static inline vec dot_pairs(vec sum, const void *a, const void *b) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
+}
+
+/* Lay lines side by side, pairs of their values together: [pairs, rows]; lines beyond num repeat the last. Both rows and
+ * pairs are multiples of 8. */
+static void pair_up(const bf16 *x, int64_t stride, int num, int rows, int64_t pairs, uint32_t *to) {
+    for (int first = 0; first < rows; first += 8) {
+        const bf16 *from[8];
+        for (int i = 0; i < 8; i++) from[i] = x + (first + i < num ? first + i : num - 1) * stride;
+        for (int64_t k = 0; k < pairs; k += 8) {
+            __m256i v[8], a[8], b[8];
+            for (int i = 0; i < 8; i++) v[i] = _mm256_loadu_si256((const void *)(from[i] + k * 2));
+            for (int i = 0; i < 8; i += 2) {
+                a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+                a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+            }
+            for (int i = 0; i < 8; i += 4)
+                for (int j = 0; j < 2; j++) {
+                    b[i + 2 * j] = _mm256_unpacklo_epi64(a[i + j], a[i + 2 + j]);
+                    b[i + 2 * j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + 2 + j]);
+                }
+            for (int j = 0; j < 4; j++) {
+                _mm256_storeu_si256((void *)(to + (k + j) * rows + first), _mm256_permute2x128_si256(b[j], b[4 + j], 0x20));
+                _mm256_storeu_si256((void *)(to + (k + 4 + j) * rows + first), _mm256_permute2x128_si256(b[j], b[4 + j], 0x31));
+            }
+        }
+    }
+}
+
+/* q k of 16 queries and 16 cells, both laid out by pair_up: a vector of cells for each query. */
+static inline __attribute__((always_inline)) void score_tile(const uint32_t *queries, const uint32_t *panel, int pairs,
+                                                             vec *scores) {
+    __m512 sums[BLOCK];
+    for (int i = 0; i < BLOCK; i++) sums[i] = _mm512_setzero_ps();
+    for (int k = 0; k < pairs; k++) {
+        __m512bh cells = (__m512bh)_mm512_loadu_si512(panel + k * BLOCK);
+        for (int i = 0; i < BLOCK; i++)
+            sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)_mm512_set1_epi32((int)queries[k * BLOCK + i]), cells);
+    }
+    for (int i = 0; i < BLOCK; i++) scores[i] = (vec)sums[i];
 }
 #endif
 
@@ -89,6 +128,41 @@ static inline float exp_negative(float x) {
     float scale;
     memcpy(&scale, &bits, 4);
     return p * scale;
+}
+
+static inline vec choose(lanes where, vec x, vec y) { return (vec)((where & (lanes)x) | (~where & (lanes)y)); }
+
+static inline vec exp_lanes(vec x) {
+    vec y;
+    for (int i = 0; i < LANES; i++) ((float *)&y)[i] = exp_negative(((float *)&x)[i]);
+    return y;
+}
+
+/* Scores of 16 cells (a vector of queries each) whose query may not see them become -inf. at: the first query's place,
+ * counted from the block's first cell. */
+static void hide_cells(vec *scores, int64_t at, int there, int causal, int64_t window) {
+    for (int c = 0; c < BLOCK; c++)
+        for (int i = 0; i < LANES; i++) {
+            int64_t ahead = c - (at + i);
+            if (c >= there || ahead >= window || -ahead >= window || (causal && ahead > 0)) ((float *)&scores[c])[i] = -INFINITY;
+        }
+}
+
+/* Turn scores of 16 cells, a vector of queries each, into their weights beside what came before: top is the largest score
+ * so far, total the sum of weights. Returns what earlier sums shrink by. */
+static inline __attribute__((always_inline)) vec take_weights(vec *scores, vec *top, vec *total) {
+    vec most = *top, sum = {0}, shrunk;
+    for (int c = 0; c < BLOCK; c++) most = choose(scores[c] > most, scores[c], most);
+    vec base = choose(most == -INFINITY, (vec){0}, most); /* nothing seen yet */
+    for (int c = 0; c < BLOCK; c++) {
+        vec weight = exp_lanes(scores[c] - base);
+        scores[c] = choose(scores[c] == -INFINITY, (vec){0}, weight);
+        sum += scores[c];
+    }
+    shrunk = exp_lanes(*top - base);
+    *total = *total * shrunk + sum;
+    *top = most;
+    return shrunk;
 }
 
 #define TYPE bf16

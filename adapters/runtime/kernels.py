@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adapters.home import default_home
 from adapters.lora import MAX_RANK
+from adapters.runtime.spans import Reads, Spans
 
 logger = logging.getLogger(__name__)
 SOURCES = ("kernels.c", "kernels_typed.h", "kernels_linear.h")
@@ -31,10 +32,12 @@ _FLAGS = (
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 _COMPILE_SECONDS = 120
+_NO_WINDOW = 2**40  # more tokens than any row has
 _SIGNATURES = {
     "lora": "pnnpnpnpnpn", "attend": "pnnpppnppnnnnf", "rms_norm": "pnppnnf", "silu_mul": "ppnn",
-    "linear": "pnnnpppnn",
+    "attend_rows": "pnnpnnpnnpnnppnnnfnn", "rotate": "pnppnnn", "keep": "pnnppnpnn",
 }  # fmt: skip
+_LINEAR = "pnnnpppnn"
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
@@ -42,15 +45,11 @@ class Kernels:
     """The compiled functions; arguments are checked here, for C does not."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._lora = {dtype: _function(library, f"lora_{s}") for dtype, s in _SUFFIX.items()}
-        self._attend = {dtype: _function(library, f"attend_{s}") for dtype, s in _SUFFIX.items()}
-        self._rms_norm = {
-            dtype: _function(library, f"rms_norm_{s}") for dtype, s in _SUFFIX.items()
+        self._typed = {
+            name: {d: _function(library, f"{name}_{s}", kinds) for d, s in _SUFFIX.items()}
+            for name, kinds in _SIGNATURES.items()
         }
-        self._silu_mul = {
-            dtype: _function(library, f"silu_mul_{s}") for dtype, s in _SUFFIX.items()
-        }
-        self._linear = _function(library, "linear_bf16")
+        self._linear = _function(library, "linear_bf16", _LINEAR)
         self._has_linear = bool(library.has_linear())
 
     def add_lora(
@@ -71,7 +70,7 @@ class Kernels:
         """
         assert x_TI.stride(1) == out_TO.stride(1) == 1
         assert x_TI.dtype == out_TO.dtype
-        self._lora[x_TI.dtype](
+        self._typed["lora"][x_TI.dtype](
             x_TI.data_ptr(), x_TI.stride(0), x_TI.shape[1], out_TO.data_ptr(), out_TO.stride(0),
             tiles_N3.data_ptr(), tiles_N3.shape[0],
             table.data_ptr() + group * table.stride(1) * 8, table.stride(0),
@@ -83,23 +82,55 @@ class Kernels:
         query_BHD: Tensor,
         keys_CKD: Tensor,
         values_CKD: Tensor,
-        blocks_BN: Tensor,
-        lengths_B: Tensor,
+        reads: Reads,
         scale: float,
-    ) -> Tensor:
-        """Return ``[B, H, D]``: one query token of each row over the cells of its blocks (both int32)."""
+        out_THD: Tensor,
+    ) -> None:
+        """Write ``out[:B]``: one query token of each row over the cells of its blocks."""
         rows, heads, size = query_BHD.shape
+        blocks_BN, lengths_B = reads.blocks_BN, reads.lengths_B
+        assert blocks_BN is not None
+        assert lengths_B is not None
         assert query_BHD.stride(2) == 1
         assert keys_CKD.is_contiguous()
         assert values_CKD.is_contiguous()
-        out = query_BHD.new_empty((rows, heads, size))
-        self._attend[query_BHD.dtype](
+        assert out_THD.is_contiguous()
+        self._typed["attend"][query_BHD.dtype](
             query_BHD.data_ptr(), query_BHD.stride(0), query_BHD.stride(1),
             keys_CKD.data_ptr(), values_CKD.data_ptr(),
-            blocks_BN.data_ptr(), blocks_BN.shape[1], lengths_B.data_ptr(), out.data_ptr(),
+            blocks_BN.data_ptr(), blocks_BN.shape[1], lengths_B.data_ptr(), out_THD.data_ptr(),
             rows, heads, keys_CKD.shape[1], size, scale,
         )  # fmt: skip
-        return out
+
+    def attend_rows(
+        self,
+        query_HTD: Tensor,
+        keys_KCD: Tensor,
+        values_KCD: Tensor,
+        spans: Spans,
+        scale: float,
+        out_THD: Tensor,
+        *,
+        is_causal: bool = True,
+        window: int | None = None,
+    ) -> None:
+        """Write the output of rows that have several new tokens each, without padding.
+
+        Args:
+            spans: ``rows_B4``, int32: first token in the query and the output, new tokens, tokens with those before,
+                where the row begins in ``cells_N``; that, int32: the first cell of each block of 16.
+            window: a token attends to those less than so many away; None: to all.
+        """
+        heads, _, size = query_HTD.shape
+        assert query_HTD.stride(2) == keys_KCD.stride(2) == values_KCD.stride(2) == 1
+        assert out_THD.is_contiguous()
+        self._typed["attend_rows"][query_HTD.dtype](
+            query_HTD.data_ptr(), query_HTD.stride(1), query_HTD.stride(0),
+            keys_KCD.data_ptr(), keys_KCD.stride(1), keys_KCD.stride(0),
+            values_KCD.data_ptr(), values_KCD.stride(1), values_KCD.stride(0),
+            spans.rows_B4.data_ptr(), len(spans.rows_B4), spans.num_tiles, spans.cells_N.data_ptr(), out_THD.data_ptr(),
+            heads, keys_KCD.shape[0], size, scale, is_causal, _NO_WINDOW if window is None else window,
+        )  # fmt: skip
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
         """Return ``weight * x / rms(x)`` over the last dimension, contiguous; Zhang and Sennrich, arXiv 1910.07467."""
@@ -107,29 +138,53 @@ class Kernels:
         assert x_TD.stride(1) == 1
         assert x.dtype == weight_D.dtype
         out = x.new_empty(x.shape)
-        self._rms_norm[x.dtype](
+        self._typed["rms_norm"][x.dtype](
             x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), out.data_ptr(),
             x_TD.shape[0], x_TD.shape[1], epsilon,
         )  # fmt: skip
         return out
+
+    def rotate(self, x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> None:
+        """Rotate heads by their tokens' positions, in place; heads and sizes lie side by side."""
+        tokens, heads, size = x_THD.shape
+        assert x_THD.stride()[1:] == (size, 1)
+        assert cos_TD.is_contiguous()
+        assert sin_TD.is_contiguous()
+        assert x_THD.dtype == cos_TD.dtype == sin_TD.dtype
+        self._typed["rotate"][x_THD.dtype](
+            x_THD.data_ptr(), x_THD.stride(0), cos_TD.data_ptr(), sin_TD.data_ptr(), tokens, heads, size
+        )  # fmt: skip
+
+    def keep(
+        self, lines_KTD: Tensor, tokens_N: Tensor | None, cells_N: Tensor, store_CKD: Tensor
+    ) -> None:
+        """Copy some tokens' keys or values (None: those of the first N) to cells; indices are int64."""
+        heads, _, size = lines_KTD.shape
+        assert lines_KTD.stride(2) == 1
+        assert store_CKD.is_contiguous()
+        assert lines_KTD.dtype == store_CKD.dtype
+        self._typed["keep"][store_CKD.dtype](
+            lines_KTD.data_ptr(), lines_KTD.stride(0), lines_KTD.stride(1),
+            None if tokens_N is None else tokens_N.data_ptr(), cells_N.data_ptr(), len(cells_N),
+            store_CKD.data_ptr(), heads, size,
+        )  # fmt: skip
 
     def silu_mul(self, x: Tensor) -> Tensor:
         """Return ``silu(gate) * up``, ``[..., I]``, of gate and up side by side, ``[..., 2 I]``."""
         assert x.is_contiguous()
         size = x.shape[-1] // 2
         out = x.new_empty((*x.shape[:-1], size))
-        self._silu_mul[x.dtype](x.data_ptr(), out.data_ptr(), x.numel() // (2 * size), size)
+        self._typed["silu_mul"][x.dtype](
+            x.data_ptr(), out.data_ptr(), x.numel() // (2 * size), size
+        )
         return out
-
 
     def fits_linear(self, weight_OI: Tensor) -> bool:
         """Tell whether `linear` takes a weight, on this processor."""
         is_bf16 = weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu"
         return self._has_linear and is_bf16 and weight_OI.shape[1] % PANEL == 0
 
-    def linear(
-        self, x: Tensor, panels: Tensor, bias_O: Tensor | None, num_outputs: int
-    ) -> Tensor:
+    def linear(self, x: Tensor, panels: Tensor, bias_O: Tensor | None, num_outputs: int) -> Tensor:
         """Return ``x W^T + bias``, ``[..., O]``; a token's numbers are the same whatever else is in ``x``.
 
         Args:
@@ -156,7 +211,7 @@ def to_panels(weight_OI: Tensor) -> Tensor:
 
 
 def fits_attention(num_heads: int, num_kv_heads: int, head_size: int) -> bool:
-    """Tell whether `Kernels.attend` takes a backbone's heads."""
+    """Tell whether the attention kernels take a backbone's heads."""
     return num_heads <= MAX_HEADS * num_kv_heads and head_size <= MAX_HEAD
 
 
@@ -222,11 +277,10 @@ def _compile(compiler: str, path: Path) -> None:
         made.replace(path)  # at once, for another process may be doing the same
 
 
-def _function(library: ctypes.CDLL, name: str) -> Any:
+def _function(library: ctypes.CDLL, name: str, kinds: str) -> Any:
     """Return a function with its arguments' kinds: p for an address, n for an int64, f for a float."""
     function = library[name]
     function.restype = None
-    signature = _SIGNATURES[name.rpartition("_")[0]]
-    kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
-    function.argtypes = [kinds[letter] for letter in signature]
+    types: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
+    function.argtypes = [types[kind] for kind in kinds]
     return function

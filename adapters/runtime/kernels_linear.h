@@ -4,7 +4,6 @@
  * products in ascending order of inputs, however many tokens there are: a token's numbers do not depend on its company.
  */
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
-#include <immintrin.h>
 #include <omp.h>
 
 #define WIDTH 16               /* outputs of a panel */
@@ -14,31 +13,6 @@
 #define AHEAD 2048             /* bytes of weights asked for in advance */
 
 int has_linear(void) { return 1; }
-
-/* Lay tokens side by side, pairs of inputs together: [pairs, rows]. Rows beyond num repeat the last. */
-static void pair_up(const bf16 *x, int64_t stride, int num, int rows, int64_t pairs, uint32_t *to) {
-    for (int first = 0; first < rows; first += 8) {
-        const bf16 *from[8];
-        for (int i = 0; i < 8; i++) from[i] = x + (first + i < num ? first + i : num - 1) * stride;
-        for (int64_t k = 0; k < pairs; k += 8) {
-            __m256i v[8], a[8], b[8];
-            for (int i = 0; i < 8; i++) v[i] = _mm256_loadu_si256((const void *)(from[i] + k * 2));
-            for (int i = 0; i < 8; i += 2) {
-                a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
-                a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
-            }
-            for (int i = 0; i < 8; i += 4)
-                for (int j = 0; j < 2; j++) {
-                    b[i + 2 * j] = _mm256_unpacklo_epi64(a[i + j], a[i + 2 + j]);
-                    b[i + 2 * j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + 2 + j]);
-                }
-            for (int j = 0; j < 4; j++) {
-                _mm256_storeu_si256((void *)(to + (k + j) * rows + first), _mm256_permute2x128_si256(b[j], b[4 + j], 0x20));
-                _mm256_storeu_si256((void *)(to + (k + 4 + j) * rows + first), _mm256_permute2x128_si256(b[j], b[4 + j], 0x31));
-            }
-        }
-    }
-}
 
 /* Sums of rows tokens and panels panels, inlined so that both are known; the first num rows are stored. */
 static inline __attribute__((always_inline)) void linear_tile(

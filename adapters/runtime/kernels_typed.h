@@ -11,11 +11,19 @@ static inline __attribute__((always_inline)) vec NAME(read)(const TYPE *source, 
     return line;
 }
 
+static inline __attribute__((always_inline)) void NAME(write)(TYPE *target, vec line, int64_t num) {
+    const float *source = (const float *)&line;
+    if (num >= LANES)
+        for (int d = 0; d < LANES; d++) target[d] = STORE(source[d]);
+    else
+        for (int64_t d = 0; d < num; d++) target[d] = STORE(source[d]);
+}
+
 /* Products of two lines, each lane's added up; the caller sums the lanes. */
 static inline __attribute__((always_inline)) vec NAME(dot)(const TYPE *x, const TYPE *y, int64_t size) {
     vec sum = {0};
     int64_t d = 0;
-#ifdef DOT_PAIRS
+#ifdef PAIRS
     if (sizeof(TYPE) == 2)
         for (; d + 2 * LANES <= size; d += 2 * LANES) sum = dot_pairs(sum, x + d, y + d);
 #endif
@@ -142,7 +150,8 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
         }
     }
     for (int h = 0; h < count * shared; h++)
-        for (int d = 0; d < size; d++) out[h * size + d] = STORE(sums[h][d / LANES][d % LANES] / total[h]);
+        for (int v = 0; v < vectors; v++)
+            NAME(write)(out + h * size + v * LANES, sums[h][v] / total[h], size - v * LANES);
 }
 
 /* Attention of rows that have one new token each. q: [rows, heads, size] with strides; out: the same, contiguous; keys, values:
@@ -169,6 +178,107 @@ void NAME(attend)(const TYPE *q, int64_t q_row, int64_t q_head, const TYPE *keys
             NAME(attend_heads)(query, q_head, key, value, own, lengths[row], target, count, shared, cell, 128, scale);
         else
             NAME(attend_heads)(query, q_head, key, value, own, lengths[row], target, count, shared, cell, (int)size, scale);
+    }
+}
+
+/* Queries of one tile that share a key-value head. A token attends to those of its row less than window away, and with
+ * causal to none after it. first: the tile's first position in its row; cells: where the row's blocks begin.
+ * Lanes are queries, so that softmax needs no sums across lanes. */
+static inline __attribute__((always_inline)) void NAME(attend_tile)(
+    const TYPE *q, int64_t q_token, int64_t q_head, const TYPE *keys, const TYPE *values, int64_t k_cell, int64_t v_cell,
+    const int32_t *cells, int64_t first, int num, int64_t length, TYPE *out, int64_t out_token, int shared, int size,
+    float scale, int causal, int64_t window) {
+    int vectors = (size + LANES - 1) / LANES;
+    vec sums[shared][vectors][BLOCK], lines[vectors][BLOCK], top[shared], total[shared];
+    for (int g = 0; g < shared; g++) {
+        for (int v = 0; v < vectors; v++)
+            for (int i = 0; i < BLOCK; i++) sums[g][v][i] = (vec){0};
+        top[g] = (vec){0} - INFINITY;
+        total[g] = (vec){0};
+    }
+#ifdef PAIRS
+    int is_paired = sizeof(TYPE) == 2 && size % LANES == 0, pairs = size / 2;
+    uint32_t queries[shared][pairs * BLOCK] __attribute__((aligned(64))), panel[pairs * BLOCK] __attribute__((aligned(64)));
+    if (is_paired)
+        for (int g = 0; g < shared; g++) pair_up((const bf16 *)q + g * q_head, q_token, num, BLOCK, pairs, queries[g]);
+#endif
+    int64_t last = first + num - 1, stop = causal ? last + 1 : length, low = first - window + 1;
+    if (stop > last + window) stop = last + window;
+    for (int64_t start = low > 0 ? low / BLOCK * BLOCK : 0; start < stop; start += BLOCK) {
+        const TYPE *key = keys + cells[start / BLOCK] * k_cell, *value = values + cells[start / BLOCK] * v_cell;
+        int there = length - start < BLOCK ? (int)(length - start) : BLOCK;
+        int is_whole = there == BLOCK && (!causal || start + BLOCK - 1 <= first) && last - start < window &&
+                       start + BLOCK - 1 - first < window;
+        for (int v = 0; v < vectors; v++)
+            if (there == BLOCK)
+                for (int c = 0; c < BLOCK; c++) lines[v][c] = NAME(read)(value + c * v_cell + v * LANES, size - v * LANES);
+            else
+                for (int c = 0; c < BLOCK; c++)
+                    lines[v][c] = c < there ? NAME(read)(value + c * v_cell + v * LANES, size - v * LANES) : (vec){0};
+#ifdef PAIRS
+        if (is_paired) pair_up((const bf16 *)key, k_cell, there, BLOCK, pairs, panel);
+#endif
+        for (int g = 0; g < shared; g++) {
+            vec weights[BLOCK];
+#ifdef PAIRS
+            if (is_paired) score_tile(panel, queries[g], pairs, weights);
+            else
+#endif
+                for (int c = 0; c < BLOCK; c++) {
+                    vec products[BLOCK];
+                    for (int i = 0; i < BLOCK; i++)
+                        products[i] = NAME(dot)(q + g * q_head + (i < num ? i : 0) * q_token,
+                                                key + (c < there ? c : 0) * k_cell, size);
+                    weights[c] = sums_of(products);
+                }
+            for (int c = 0; c < BLOCK; c++) weights[c] *= scale;
+            if (!is_whole) hide_cells(weights, first - start, there, causal, window);
+            vec shrunk = take_weights(weights, &top[g], &total[g]);
+            for (int v = 0; v < vectors; v++)
+                for (int half = 0; half < num; half += BLOCK / 2) {
+                    vec parts[BLOCK / 2];
+                    for (int i = 0; i < BLOCK / 2; i++) parts[i] = sums[g][v][half + i] * ((float *)&shrunk)[half + i];
+                    for (int c = 0; c < BLOCK; c++)
+                        for (int i = 0; i < BLOCK / 2; i++) parts[i] += ((float *)&weights[c])[half + i] * lines[v][c];
+                    for (int i = 0; i < BLOCK / 2; i++) sums[g][v][half + i] = parts[i];
+                }
+        }
+    }
+    for (int i = 0; i < num; i++)
+        for (int g = 0; g < shared; g++)
+            for (int v = 0; v < vectors; v++)
+                NAME(write)(out + i * out_token + g * size + v * LANES, sums[g][v][i] / ((float *)&total[g])[i],
+                            size - v * LANES);
+}
+
+/* Attention of rows that have several new tokens each. q, out: [tokens, heads, size]; keys, values: [cells, kv_heads, size];
+ * all with strides, sizes contiguous. rows: [num, 4] first token, new tokens, tokens with those before, first of its blocks
+ * in cells; cells: the first cell of each block of 16. num_tiles: tiles of 16 tokens in all rows. */
+void NAME(attend_rows)(const TYPE *q, int64_t q_token, int64_t q_head, const TYPE *keys, int64_t k_cell, int64_t k_head,
+                       const TYPE *values, int64_t v_cell, int64_t v_head, const int32_t *rows, int64_t num,
+                       int64_t num_tiles, const int32_t *cells, TYPE *out, int64_t heads, int64_t kv_heads, int64_t size,
+                       float scale, int64_t causal, int64_t window) {
+    int shared = (int)(heads / kv_heads);
+    int32_t tiles[num_tiles][2];
+    for (int64_t r = num - 1, t = 0; r >= 0; r--) /* the longest tiles first, so that no core waits for them at the end */
+        for (int32_t i = (rows[r * 4 + 1] - 1) / BLOCK; i >= 0; i--, t++) tiles[t][0] = (int32_t)r, tiles[t][1] = i * BLOCK;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t task = 0; task < num_tiles * kv_heads; task++) {
+        const int32_t *row = rows + tiles[task / kv_heads][0] * 4;
+        int64_t from = tiles[task / kv_heads][1], head = task % kv_heads, left = row[1] - from;
+        int64_t token = row[0] + from;
+        const TYPE *query = q + token * q_token + head * shared * q_head, *key = keys + head * k_head;
+        const TYPE *value = values + head * v_head;
+        TYPE *to = out + (token * heads + head * shared) * size;
+        int64_t first = row[2] - row[1] + from;
+        int count = left < BLOCK ? (int)left : BLOCK;
+#define ATTEND(of_size)                                                                                              \
+    NAME(attend_tile)(query, q_token, q_head, key, value, k_cell, v_cell, cells + row[3], first, count, row[2], to, \
+                      heads * size, shared, of_size, scale, (int)causal, window)
+        if (size == 64) ATTEND(64);
+        else if (size == 32) ATTEND(32);
+        else ATTEND((int)size);
+#undef ATTEND
     }
 }
 
@@ -199,4 +309,34 @@ void NAME(silu_mul)(const TYPE *x, TYPE *out, int64_t rows, int64_t size) {
             out[row * size + d] = STORE(LOAD(STORE(silu)) * LOAD(up[d]));
         }
     }
+}
+
+/* Rotary position embedding in place (Su et al., arXiv 2104.09864), rounded where the library rounds. x: [tokens, heads, size];
+ * cos, sin: [tokens, size], contiguous. */
+void NAME(rotate)(TYPE *x, int64_t x_token, const TYPE *cos, const TYPE *sin, int64_t tokens, int64_t heads, int64_t size) {
+    int64_t half = size / 2;
+#pragma omp parallel for schedule(static) if (tokens > 4)
+    for (int64_t t = 0; t < tokens; t++) {
+        const TYPE *c = cos + t * size, *s = sin + t * size;
+        for (int64_t h = 0; h < heads; h++) {
+            TYPE *low = x + t * x_token + h * size, *high = low + half;
+#pragma omp simd
+            for (int64_t d = 0; d < half; d++) {
+                float a = LOAD(low[d]), b = LOAD(high[d]);
+                low[d] = STORE(LOAD(STORE(a * LOAD(c[d]))) - LOAD(STORE(b * LOAD(s[d]))));
+                high[d] = STORE(LOAD(STORE(b * LOAD(c[half + d]))) + LOAD(STORE(a * LOAD(s[half + d]))));
+            }
+        }
+    }
+}
+
+/* Copy lines of several heads, [heads, tokens, size] with strides, to cells of [cells, heads, size]. tokens: which, or null
+ * for the first num. */
+void NAME(keep)(const TYPE *lines, int64_t head, int64_t token, const int64_t *tokens, const int64_t *cells, int64_t num,
+                TYPE *store, int64_t heads, int64_t size) {
+#pragma omp parallel for schedule(static) if (num > 64)
+    for (int64_t i = 0; i < num; i++)
+        for (int64_t h = 0; h < heads; h++)
+            memcpy(store + (cells[i] * heads + h) * size, lines + h * head + (tokens ? tokens[i] : i) * token,
+                   size * sizeof(TYPE));
 }

@@ -85,7 +85,7 @@ class GroupMember(nn.Module):
 
 
 class FusedLinear:
-    """Several linear layers' weights as one product, on a CPU laid out once for what computes it instead of at each call.
+    """Several linear layers' weights as one product, on a CPU laid out once for what computes it.
 
     Args:
         kernels: compute with `Kernels.linear` where it fits; else oneDNN does.

@@ -5,6 +5,7 @@ Shape letters: T tokens of all rows in the pack, B rows, L longest row of a grou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from adapters.runtime.cache import CacheView
+from adapters.runtime.kernels import Kernels
+from adapters.runtime.spans import BLOCK, Span, Spans, join_spans
 
 # Attention pads each group to its longest row; a row up to this much longer than the shortest may join.
 GROUP_SPREAD = 1.5
@@ -42,6 +45,7 @@ class Pack:
     Decoding rows come first, one token each; they read the past from ``cache``. Then rows that go on with several
     tokens (the next part of a long prompt, or a prompt whose beginning is in the cache), their token borders in
     ``continued``. Then the rows that start here, shortest first, in ``groups``. ``bounds`` are the borders of all.
+    With ``kernels`` nothing is padded: the rows that start here are in ``fresh`` instead.
     """
 
     bounds: Tensor
@@ -50,6 +54,8 @@ class Pack:
     num_decoding: int = 0
     cache: CacheView | None = field(default=None)
     continued: tuple[tuple[int, int], ...] = ()
+    kernels: Kernels | None = None
+    fresh: Spans | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -62,6 +68,7 @@ def pack_rows(
     cache: CacheView | None = None,
     device: torch.device | str = "cpu",
     continuing: Sequence[tuple[int, int]] = (),
+    kernels: Kernels | None = None,
 ) -> Pack:
     """Lay out one pass: a token for each of the ``past`` rows, ``continuing`` rows, then new rows.
 
@@ -69,6 +76,7 @@ def pack_rows(
         lengths: tokens of each new row, in ascending order.
         past: tokens already in the cache, for each decoding row.
         continuing: tokens already in the cache and new tokens, for each row that goes on with several.
+        kernels: compute attention; None leaves it to torch.
     """
     assert list(lengths) == sorted(lengths), "new rows go shortest first, so that groups are slices"
     sizes = [1] * len(past) + [new for _, new in continuing] + list(lengths)
@@ -82,10 +90,22 @@ def pack_rows(
     return Pack(
         bounds=bounds.to(device),
         positions_T=torch.cat(positions).to(device),
-        groups=tuple(_groups(lengths, start=borders[first_fresh], device=device)),
+        groups=() if kernels else tuple(_groups(lengths, borders[first_fresh], device)),
         num_decoding=len(past),
         cache=cache,
         continued=tuple((borders[i], borders[i + 1]) for i in range(len(past), first_fresh)),
+        kernels=kernels,
+        fresh=_fresh(borders[first_fresh:]) if kernels else None,
+    )
+
+
+def _fresh(borders: Sequence[int]) -> Spans | None:
+    """Return the rows between some borders, whose keys stand where their queries do."""
+    return join_spans(
+        [
+            Span(start, stop - start, stop - start, range(start, stop, BLOCK))
+            for start, stop in itertools.pairwise(borders)
+        ]
     )
 
 

@@ -10,11 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
+from adapters.runtime.attention import packed_attention
 from adapters.runtime.kernels import Kernels
 from adapters.runtime.linears import GroupMember, replace
+from adapters.runtime.pack import Pack
 
-# Classes whose forward is weight * x / rms(x), and MLPs of the form down(act(gate(x)) * up(x)).
+# Classes whose forward is weight * x / rms(x), attention without norms of its own, and MLPs of the form
+# down(act(gate(x)) * up(x)).
 NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "MistralRMSNorm")
+ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "MistralAttention")
 GATED = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP", "MistralMLP")
 
 
@@ -44,21 +48,63 @@ class KernelMlp(nn.Module):
         return out
 
 
-def put_in_kernels(model: nn.Module, kernels: Kernels) -> None:
+class KernelAttention(nn.Module):
+    """Attention over a pack whose query, key and value are one product already, rotated where they stand."""
+
+    def __init__(self, attention: Any, kernels: Kernels) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
+        self.v_proj, self.o_proj = attention.v_proj, attention.o_proj
+        self.layer_idx, self.is_causal = attention.layer_idx, attention.is_causal
+        self._scaling, self._size = attention.scaling, attention.head_dim
+        config = attention.config
+        self._window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._kernels = kernels
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        *,
+        pack: Pack,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        x_1THD = self.q_proj.group.compute(hidden_states).unflatten(-1, (-1, self._size))
+        cos_1TD, sin_1TD = position_embeddings
+        rotated = self._heads + self._kv_heads
+        self._kernels.rotate(x_1THD[0, :, :rotated], cos_1TD[0], sin_1TD[0])
+        query, key, value = x_1THD.transpose(1, 2).split(
+            (self._heads, self._kv_heads, self._kv_heads), dim=1
+        )
+        out_1THD, _none = packed_attention(
+            self, query, key, value, None,
+            pack=pack, scaling=self._scaling, sliding_window=self._window,
+        )  # fmt: skip
+        out: Tensor = self.o_proj(out_1THD.flatten(2))
+        return out, None
+
+
+def put_in_kernels(model: nn.Module, kernels: Kernels, *, is_packed: bool) -> None:
     """Replace what has a kernel, in a model whose linear layers are fused."""
     for path, module in list(model.named_modules()):
         kind = type(module).__name__
         if kind in NORMS:
             replace(model, path, KernelNorm(module, kernels))
-        elif kind in GATED and _is_fused_silu(module):
+        elif kind in GATED and _is_silu(module) and _is_fused(module.gate_proj, module.up_proj):
             replace(model, path, KernelMlp(module, kernels))
+        elif kind in ATTENTIONS and is_packed and _has_fused_input(module):
+            replace(model, path, KernelAttention(module, kernels))
 
 
-def _is_fused_silu(mlp: Any) -> bool:
-    names = ("gate_proj", "up_proj")
-    members = [getattr(mlp, name) for name in names]
-    return (
-        isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
-        and all(isinstance(member, GroupMember) for member in members)
-        and members[0].group is members[1].group
-    )
+def _has_fused_input(attention: Any) -> bool:
+    return _is_fused(attention.q_proj, attention.k_proj, attention.v_proj)
+
+
+def _is_silu(mlp: Any) -> bool:
+    return isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+
+
+def _is_fused(*layers: nn.Module) -> bool:
+    groups = [layer.group for layer in layers if isinstance(layer, GroupMember)]
+    return len(groups) == len(layers) and all(group is groups[0] for group in groups)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapters.runtime.active import Active, Part
-from adapters.runtime.cache import BLOCK, KeyValueCache, blocks_for
+from adapters.runtime.cache import KeyValueCache
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.prefix import PrefixIndex, chain_keys
 from adapters.runtime.rows import Row
+from adapters.runtime.spans import BLOCK, blocks_for
 
 SPARE = 4  # one of so many places and blocks is for adapters that hold none: a flood on one must not shut others out
 

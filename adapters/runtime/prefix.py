@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapters.runtime.cache import BLOCK, KeyValueCache
+from adapters.runtime.cache import KeyValueCache
+from adapters.runtime.spans import BLOCK
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from adapters.runtime.cache import CacheView, Extent, KeyValueCache, Reads, cells_of
+from adapters.runtime.cache import CacheView, Extent, KeyValueCache, cells_of
+from adapters.runtime.spans import Reads
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from adapters.runtime.active import Active, Part
-from adapters.runtime.cache import BLOCK
 from adapters.runtime.rows import Row
+from adapters.runtime.spans import BLOCK
 
 Admit = Callable[[Row], Active | None]
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from adapters.runtime import kernels as kernels_module
-from adapters.runtime.kernels import fits, fits_attention, load_kernels
+from adapters.runtime.kernels import fits, fits_attention, load_kernels, to_panels
 from adapters.runtime.route import KernelRoute, Site, TorchRoute
+from adapters.runtime.spans import Reads, Span, join_spans
 
 kernels = load_kernels()
 needs_kernels = pytest.mark.skipif(kernels is None, reason="no C compiler on this machine")
@@ -76,7 +77,8 @@ def test_attention_to_the_past_equals_torchs(dtype, heads, kv_heads, size):
     )
     query = torch.randn(6, heads, size, generator=generator).to(dtype)
     blocks = torch.randperm(64, generator=generator)[: 6 * 7].view(6, 7).to(torch.int32)
-    actual = kernels.attend(query, keys, values, blocks, lengths, size**-0.5)
+    actual = torch.empty_like(query)
+    kernels.attend(query, keys, values, Reads(blocks, lengths), size**-0.5, actual)
     for row, length in enumerate(lengths.tolist()):
         cells_L = (blocks[row].long()[:, None] * 16 + torch.arange(16)).flatten()[:length]
         key, value = (x[cells_L].float().transpose(0, 1)[None] for x in (keys, values))
@@ -86,6 +88,88 @@ def test_attention_to_the_past_equals_torchs(dtype, heads, kv_heads, size):
         torch.testing.assert_close(
             actual[row].float(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
         )
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 20])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (12, 12, 32), (8, 1, 20)])
+def test_attention_of_rows_with_several_tokens_equals_torchs(
+    dtype, is_causal, window, heads, kv_heads, size
+):
+    generator = torch.Generator().manual_seed(heads)
+    rows = [(1, 0), (3, 0), (16, 5), (17, 16), (40, 33), (100, 0)]  # new tokens, those before
+    block = iter((torch.randperm(64, generator=generator) * 16).tolist())
+    keys, values = (
+        torch.randn(64 * 16, kv_heads, size, generator=generator).to(dtype) for _ in range(2)
+    )
+    query = torch.randn(177, heads, size, generator=generator).to(dtype)
+    spans, first = [], 0
+    for new, past in rows:
+        cells = [next(block) for _ in range(-(-(new + past) // 16))]
+        spans.append(Span(first, new, new + past, cells))
+        first += new
+    actual = torch.full_like(query, float("nan"))
+    kernels.attend_rows(
+        query.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1), join_spans(spans),
+        size**-0.5, actual, is_causal=is_causal, window=window,
+    )  # fmt: skip
+    for span in spans:
+        cells_L = (torch.tensor(span.cells)[:, None] + torch.arange(16)).flatten()
+        key, value = (x[cells_L[: span.num_tokens]].float().transpose(0, 1) for x in (keys, values))
+        stop = span.first + span.num_new
+        ahead = torch.arange(span.num_tokens) - torch.arange(span.num_tokens)[-span.num_new :, None]
+        seen = (ahead <= 0) | torch.tensor(not is_causal)
+        if window is not None:
+            seen &= ahead.abs() < window
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query[span.first : stop].float().transpose(0, 1)[None],
+            key[None], value[None], attn_mask=seen, enable_gqa=True,
+        )[0].transpose(0, 1)  # fmt: skip
+        torch.testing.assert_close(
+            actual[span.first : stop].float(),
+            expected,
+            atol=TOLERANCE[dtype],
+            rtol=TOLERANCE[dtype],
+        )
+
+
+@needs_kernels
+@pytest.mark.parametrize("num_outputs", [1, 16, 77, 576])
+@pytest.mark.parametrize("num_inputs", [16, 64, 576])
+def test_linear_layers_are_torchs_and_the_same_in_any_company(num_outputs, num_inputs):
+    generator = torch.Generator().manual_seed(num_outputs)
+    weight = torch.randn(num_outputs, num_inputs, generator=generator).bfloat16()
+    if not kernels.fits_linear(weight):
+        pytest.skip("This processor has no AVX512-BF16, or has AMX, which oneDNN is faster with.")
+    bias = torch.randn(num_outputs, generator=generator)
+    x = torch.randn(60, num_inputs, generator=generator).bfloat16()
+    panels = to_panels(weight)
+    actual = kernels.linear(x, panels, bias, num_outputs)
+    expected = x.double() @ weight.double().T + bias.double()
+    torch.testing.assert_close(actual.double(), expected, atol=0.02, rtol=0.01)
+    for count in (1, 2, 7, 8, 9, 15, 16, 17, 33):
+        alone = kernels.linear(x[:count], panels, bias, num_outputs)
+        assert torch.equal(alone, actual[:count])
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rotation_is_the_librarys(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 8, 64, generator=generator).to(dtype)
+    angle = torch.rand(9, 32, generator=generator) * 6
+    cos, sin = (torch.cat([f(angle)] * 2, dim=1).to(dtype) for f in (torch.cos, torch.sin))
+    rows = [y.transpose(0, 1)[None] for y in (x[:, :5], x[:, 5:])]
+    expected = apply_rotary_pos_emb(*rows, cos[None], sin[None])
+    kernels.rotate(x[:, :5], cos, sin)  # the first heads of a token; the others stay
+    # In fp32 the compiler may fuse a product and a sum; in bf16 all is rounded in between.
+    tolerance = 1e-6 if dtype == torch.float32 else 0.0
+    torch.testing.assert_close(
+        x[:, :5].transpose(0, 1), expected[0][0], atol=tolerance, rtol=tolerance
+    )
+    assert torch.equal(x[:, 5:].transpose(0, 1), rows[1][0])
 
 
 @needs_kernels

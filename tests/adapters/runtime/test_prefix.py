@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from adapters.backbone import load_backbone
 from adapters.runtime.active import Active, Part
-from adapters.runtime.cache import BLOCK, KeyValueCache
+from adapters.runtime.cache import KeyValueCache
 from adapters.runtime.engine import Engine
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.places import Places
 from adapters.runtime.prefix import chain_keys
 from adapters.runtime.rows import Row
+from adapters.runtime.spans import BLOCK
 from adapters.tasks.base import Generation
 from tests.rows import assert_same
 

@@ -1,0 +1,66 @@
+"""What attention reads: the past of decoding rows, and rows with several new tokens each, as kernels take them.
+
+Shape letters: B rows, N blocks, L longest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 16  # cells that the kernels take at a time, and that the cache hands out; kernels.c has the same number
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """The past of the decoding rows of a pass, their own new token included.
+
+    ``blocks_BN`` and ``lengths_B`` are int32 and serve the kernel; ``cells_BL`` and ``mask_B11L`` (which cells are
+    real) serve torch. One pair is None.
+    """
+
+    blocks_BN: Tensor | None = None
+    lengths_B: Tensor | None = None
+    cells_BL: Tensor | None = None
+    mask_B11L: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One row: its first new token in the pack, new tokens, those with what came before, its blocks' first cells."""
+
+    first: int
+    num_new: int
+    num_tokens: int
+    cells: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Several rows, for `Kernels.attend_rows`, which says what the tensors hold."""
+
+    rows_B4: Tensor
+    cells_N: Tensor
+    num_tiles: int
+
+
+def join_spans(spans: Sequence[Span]) -> Spans | None:
+    """Return rows in the kernel's form; None without rows."""
+    if not spans:
+        return None
+    rows, cells = [], list[int]()
+    for span in spans:
+        rows.append((span.first, span.num_new, span.num_tokens, len(cells)))
+        cells += span.cells
+    return Spans(
+        torch.tensor(rows, dtype=torch.int32),
+        torch.tensor(cells, dtype=torch.int32),
+        sum(blocks_for(span.num_new) for span in spans),
+    )
+
+
+def blocks_for(num_tokens: int) -> int:
+    return -(-num_tokens // BLOCK)

@@ -75,6 +75,11 @@ class Bank:
         return digest in self._residents
 
     @property
+    def names(self) -> list[str]:
+        """All adaptable modules' paths, in the order that a pass computes them."""
+        return [name for group in self._groups for name in group.site.names]
+
+    @property
     def used_bytes(self) -> int:
         return sum(resident.weights.size_bytes for resident in self._residents.values())
 

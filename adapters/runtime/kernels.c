@@ -10,7 +10,7 @@
 #include <string.h>
 
 #define TILE 4          /* tokens that share one read of A and B */
-#define CHUNK 64        /* outputs held in registers at once */
+#define VECTORS 4       /* vectors of outputs held in registers at once */
 /* MAX_RANK comes from the command line: the largest rank that a bundle may have */
 #define MAX_HEAD 256    /* head size */
 #define MAX_HEADS 32    /* query heads that one task of attention holds, those of one key-value head at least */
@@ -47,6 +47,14 @@ static inline __attribute__((always_inline)) vec sums_of(vec *x) {
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #define PAIRS
+static inline vec read_lanes(const void *from) {
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from)), 16);
+}
+
+static inline void write_lanes(void *to, vec x) { /* rounds to nearest even */
+    _mm256_storeu_si256(to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+}
+
 static inline vec dot_pairs(vec sum, const void *a, const void *b) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
 }
@@ -92,7 +100,7 @@ static inline __attribute__((always_inline)) void score_tile(const uint32_t *que
 #endif
 
 static inline void ask_for(const void *start, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)start + i, 0, 2);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)start + i, 0, 3);
 }
 
 static inline float load_bf16(bf16 x) {

@@ -2,6 +2,9 @@
 
 /* Up to LANES values; lanes beyond num are zero. */
 static inline __attribute__((always_inline)) vec NAME(read)(const TYPE *source, int64_t num) {
+#ifdef PAIRS
+    if (sizeof(TYPE) == 2 && num >= LANES) return read_lanes(source);
+#endif
     vec line = {0};
     float *target = (float *)&line;
     if (num >= LANES)
@@ -13,6 +16,12 @@ static inline __attribute__((always_inline)) vec NAME(read)(const TYPE *source, 
 
 static inline __attribute__((always_inline)) void NAME(write)(TYPE *target, vec line, int64_t num) {
     const float *source = (const float *)&line;
+#ifdef PAIRS
+    if (sizeof(TYPE) == 2 && num >= LANES) {
+        write_lanes(target, line);
+        return;
+    }
+#endif
     if (num >= LANES)
         for (int d = 0; d < LANES; d++) target[d] = STORE(source[d]);
     else
@@ -43,25 +52,24 @@ static void NAME(shrink)(const TYPE *x, int64_t x_stride, int num_tokens, int64_
         }
 }
 
-static void NAME(expand)(const float *low, int num_tokens, const TYPE *b, int rank, int64_t outputs,
-                         TYPE *out, int64_t out_stride) {
-    for (int64_t o = 0; o < outputs; o += CHUNK) {
-        int width = outputs - o < CHUNK ? (int)(outputs - o) : CHUNK;
-        float sums[TILE][CHUNK] = {{0}};
+/* out += B low. Inlined, so that the number of tokens is known. */
+static inline __attribute__((always_inline)) void NAME(expand)(const float *low, int num_tokens, const TYPE *b, int rank,
+                                                               int64_t outputs, TYPE *out, int64_t out_stride) {
+    for (int64_t o = 0; o < outputs; o += VECTORS * LANES) {
+        vec sums[TILE][VECTORS] = {{{0}}};
         for (int r = 0; r < rank; r++) {
-            float w[CHUNK] = {0};
-            if (width == CHUNK)
-                for (int j = 0; j < CHUNK; j++) w[j] = LOAD(b[r * outputs + o + j]);
-            else
-                for (int j = 0; j < width; j++) w[j] = LOAD(b[r * outputs + o + j]);
+            vec w[VECTORS];
+            for (int v = 0; v < VECTORS; v++)
+                w[v] = NAME(read)(b + r * outputs + o + v * LANES, outputs - o - v * LANES);
             for (int t = 0; t < num_tokens; t++)
-#pragma omp simd
-                for (int j = 0; j < CHUNK; j++) sums[t][j] += low[t * MAX_RANK + r] * w[j];
+                for (int v = 0; v < VECTORS; v++) sums[t][v] += low[t * MAX_RANK + r] * w[v];
         }
-        for (int t = 0; t < num_tokens; t++) {
-            TYPE *target = out + t * out_stride + o;
-            for (int j = 0; j < width; j++) target[j] = STORE(LOAD(target[j]) + sums[t][j]);
-        }
+        for (int t = 0; t < num_tokens; t++)
+            for (int v = 0; v < VECTORS; v++) {
+                TYPE *target = out + t * out_stride + o + v * LANES;
+                int64_t left = outputs - o - v * LANES;
+                NAME(write)(target, NAME(read)(target, left) + sums[t][v], left);
+            }
     }
 }
 
@@ -86,7 +94,9 @@ void NAME(lora)(const TYPE *x, int64_t x_stride, int64_t inputs, TYPE *out, int6
             ask_for(b, rank * outputs[m] * sizeof(TYPE)); /* adapters lie apart: what comes next must be asked for */
             NAME(shrink)(x + first * x_stride, x_stride, num_tokens, inputs, a, rank, low);
             ask_for((const void *)next[0], next[2] * inputs * sizeof(TYPE));
-            NAME(expand)(low, num_tokens, b, rank, outputs[m], target, out_stride);
+            if (num_tokens == 1) NAME(expand)(low, 1, b, rank, outputs[m], target, out_stride);
+            else if (num_tokens == TILE) NAME(expand)(low, TILE, b, rank, outputs[m], target, out_stride);
+            else NAME(expand)(low, num_tokens, b, rank, outputs[m], target, out_stride);
         }
     }
 }

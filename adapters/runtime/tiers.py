@@ -126,7 +126,8 @@ class Tiers:
     def _read(self, digest: str) -> AdapterWeights:
         bundle = load_bundle(self._fetch(digest), self._backbone.spec)
         self._bank.check_size(weights_bytes(bundle, self._backbone.dtype))
-        return prepare_weights(bundle, self._backbone.dtype, self._backbone.spec.hidden_size)
+        spec = self._backbone.spec
+        return prepare_weights(bundle, self._backbone.dtype, spec.hidden_size, self._bank.names)
 
 
 def _no_room() -> PredictionFailed:

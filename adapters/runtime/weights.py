@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,13 +52,20 @@ def weights_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
     return lora * dtype.itemsize + sum(4 * math.prod(raw.shape) for raw in bundle.head.values())
 
 
-def prepare_weights(bundle: Bundle, dtype: torch.dtype, hidden_size: int) -> AdapterWeights:
+def prepare_weights(
+    bundle: Bundle, dtype: torch.dtype, hidden_size: int, order: Sequence[str] = ()
+) -> AdapterWeights:
     """Return a bundle's weights on the CPU, ready to compute with; called on the loader's thread.
+
+    Args:
+        order: modules' paths as a pass computes them: weights lie in that order, so that memory is read ahead.
 
     Raises:
         InvalidBundle: a weight is not finite any more, once scaled and in the backbone's dtype.
     """
-    shapes = {name: (torch.Size(m.a.shape), _transposed(m)) for name, m in bundle.modules.items()}
+    names = [name for name in order if name in bundle.modules]
+    given = {name: bundle.modules[name] for name in dict.fromkeys([*names, *bundle.modules])}
+    shapes = {name: (torch.Size(m.a.shape), _transposed(m)) for name, m in given.items()}
     num = sum(math.prod(shape) for pair in shapes.values() for shape in pair)
     modules = _views(torch.empty(num, dtype=dtype), shapes)
     for name, (a_RI, b_RO) in modules.items():

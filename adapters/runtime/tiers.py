@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import torch
+
 from adapters.backbone import Backbone
 from adapters.bundle import load_bundle
 from adapters.errors import HeadstockError, PredictionFailed
@@ -32,7 +34,7 @@ class Tiers:
         self._bank = bank
         self._host = host
         self._fetch = fetch
-        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bundle-loader")
+        self._loader = _start_loader()
         self._loads: dict[str, Future[AdapterWeights]] = {}
         self._ready: dict[str, AdapterWeights] = {}  # read, and waiting for their first row
         self._blocked: dict[str, int] = {}  # found no place in the last step: bytes they need
@@ -128,6 +130,24 @@ class Tiers:
         self._bank.check_size(weights_bytes(bundle, self._backbone.dtype))
         spec = self._backbone.spec
         return prepare_weights(bundle, self._backbone.dtype, spec.hidden_size, self._bank.names)
+
+
+def _start_loader() -> ThreadPoolExecutor:
+    """Return one thread that computes by itself.
+
+    A second thread with a team of its own makes OpenMP put all teams to sleep between two products, and waking the
+    engine's costs more than many a product does: scoring on MiniLM took half as long again.
+    """
+    loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bundle-loader")
+    num_threads = torch.get_num_threads()
+    loader.submit(_compute_alone).result()
+    torch.set_num_threads(num_threads)  # that thread's number is also the one of threads to come
+    return loader
+
+
+def _compute_alone() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes over the common number once, when it first asks; that was now
 
 
 def _no_room() -> PredictionFailed:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from adapters.runtime.linears import LinearGroup
+    from adapters.runtime.kernels import Kernels
+    from adapters.runtime.linears import FusedLinear, LinearGroup
     from adapters.runtime.pack import Pack
 
 
@@ -243,16 +244,32 @@ class Backbone:
         For serving only, for there is no way back.
         """
         from adapters.runtime.kernels import fits, load_kernels
-        from adapters.runtime.linears import FusedLinear, wrap_linears
+        from adapters.runtime.linears import wrap_linears
         from adapters.runtime.parts import put_in_kernels
 
         kernels = load_kernels() if fits(self.dtype, self.device) else None
         layers = adaptable_modules(self.model)
         self.groups = wrap_linears(self.model, layers, fuse=True, kernels=kernels)
         if self._language_head is not None:
-            self._language_head = FusedLinear([self._language_head], kernels)
+            self._language_head = self._fuse_language_head(kernels)
         if kernels is not None:
             put_in_kernels(self.model, kernels, is_packed=self.is_packed)
+        _unmap(self.model)
+
+    def _fuse_language_head(self, kernels: Kernels | None) -> FusedLinear:
+        """Return the language head as one product; where the embedding is tied to it, it is read from there too."""
+        import torch
+
+        from adapters.runtime.linears import FusedLinear, PanelEmbedding
+
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        fused = FusedLinear([head], kernels)
+        is_tied = type(embedding) is torch.nn.Embedding and embedding.weight is head.weight
+        if fused.panels is not None and is_tied and self.spec.family == "decoder":
+            self.model.set_input_embeddings(PanelEmbedding(fused.panels))  # type: ignore[operator]
+            head.weight = None
+        return fused
 
 
 def _start_ids(model: nn.Module) -> tuple[int, ...]:
@@ -344,10 +361,17 @@ def load_backbone(
 
 def _quantize(model: nn.Module, quantization: Quantization, dtype: torch.dtype) -> None:
     from adapters.runtime.linears import quantize_linears
-    from adapters.runtime.quantized import return_freed_memory
 
     quantize_linears(model, list(adaptable_modules(model)), quantization)
     for parameter in model.parameters():  # not buffers: the rotary frequencies stay in fp32
-        # A copy in any case, so that the file that they lie in is no longer mapped.
-        parameter.data = parameter.data.to(dtype, copy=True)
+        parameter.data = parameter.data.to(dtype)
+    _unmap(model)
+
+
+def _unmap(model: nn.Module) -> None:
+    """Copy the parameters that are left, so that their file leaves memory, and give free memory back."""
+    from adapters.runtime.quantized import return_freed_memory
+
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return_freed_memory()

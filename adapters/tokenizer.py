@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -120,9 +121,17 @@ class Tokenizer:
         return canonical_digest([self._inner.backend_tokenizer.to_str(), self._inner.chat_template])
 
 
-def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """Load a backbone's tokenizer, with the ids that end a generated text."""
-    from transformers import AutoTokenizer, GenerationConfig
+def load_tokenizer(folder: Path | str, fingerprint: str | None = None) -> Tokenizer:
+    """Load a backbone's tokenizer, with the ids that end a generated text.
+
+    Args:
+        fingerprint: the tokenizer's, where it is known. Then the general class is tried before transformers looks for
+            the model's own, which takes torch and 200 MB of memory; it is used if it has this very fingerprint.
+    """
+    general = None if fingerprint is None else _general_tokenizer(folder)
+    if general is not None and general.fingerprint() == fingerprint:
+        return general
+    from transformers import AutoTokenizer
 
     try:
         inner = AutoTokenizer.from_pretrained(folder)
@@ -132,8 +141,23 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
             "weights with transformers' save_pretrained.",
             param="backbone",
         ) from error
+    return Tokenizer(inner, _end_ids(inner, Path(folder)))
+
+
+def _general_tokenizer(folder: Path | str) -> Tokenizer | None:
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+    try:
+        inner = PreTrainedTokenizerFast.from_pretrained(folder)
+        return Tokenizer(inner, _end_ids(inner, Path(folder)))
+    except Exception:  # no tokenizer.json, or one that only the model's own class can read
+        return None
+
+
+def _end_ids(inner: Any, folder: Path) -> list[int]:
     ends = {inner.eos_token_id}
-    if (Path(folder) / "generation_config.json").is_file():
-        configured = GenerationConfig.from_pretrained(folder).eos_token_id
+    file = folder / "generation_config.json"
+    if file.is_file():
+        configured = json.loads(file.read_text()).get("eos_token_id")
         ends |= set(configured if isinstance(configured, list) else [configured])
-    return Tokenizer(inner, sorted(end for end in ends if end is not None))
+    return sorted(end for end in ends if end is not None)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,11 @@ from adapters.backbone import BackboneSpec, load_backbone
 from adapters.bundle import read_manifest
 from adapters.errors import InvalidBundle
 from adapters.registry.blobs import BlobStore
-from adapters.runtime.engine import Engine
 from adapters.runtime.limits import EngineLimits
 from adapters.tokenizer import load_tokenizer
 from service.calls import EngineCalls
 from service.settings import Settings
 from service.wire import Wire
-from service.worker import Worker
 
 API_PATH = "/engine"
 
@@ -73,7 +73,10 @@ class EngineApi(ls.LitAPI):
         return self._calls is not None and self._calls.is_ready
 
     def setup(self, device: str) -> None:
+        # Imported where the engine is: the server's own process has no use for torch and its 200 MB.
         import torch
+
+        from adapters.runtime.engine import Engine
 
         live_and_die_with_parent()
         settings = self._settings
@@ -87,7 +90,7 @@ class EngineApi(ls.LitAPI):
             backbone,
             lambda digest: _fetch(blobs, digest),
             limits_of(settings),
-            decode=load_tokenizer(self._backbone.folder).decode,
+            decode=_decoder(self._backbone),
         )
 
     def predict(self, x: Any) -> Any:
@@ -98,9 +101,17 @@ class EngineLoop(LitLoop):
     """Hands the engine's process over to `Worker` until the server is gone."""
 
     def __call__(self, lit_api: EngineApi, *_: Any) -> None:
+        from service.worker import Worker
+
         assert lit_api.wire is not None
         Worker(lit_api.engine, lit_api.wire).run()
         os._exit(0)  # at once: the usual way out waits for a bundle that is still being read
+
+
+def _decoder(backbone: BackboneSpec) -> Callable[[Sequence[int]], str]:
+    """Return what gives token ids' text. Few rows have stop strings: the tokenizer's 45 MB wait for the first."""
+    load = functools.cache(lambda: load_tokenizer(backbone.folder, backbone.tokenizer))
+    return lambda token_ids: load().decode(token_ids)
 
 
 def limits_of(settings: Settings) -> EngineLimits:

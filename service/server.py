@@ -9,18 +9,21 @@ import signal
 import socket
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, NoReturn
 
 import litserve as ls
 from litserve.transport.base import MessageTransport
 from litserve.utils import WorkerSetupStatus
 
-from adapters.backbone import backbone_name, describe_backbone, find_backbone
+from adapters.backbone import BackboneSpec, backbone_name, describe_backbone, find_backbone
 from adapters.errors import EnvironmentProblem, Unavailable
 from adapters.tokenizer import load_tokenizer
 from service.calls import EngineCalls
 from service.errors import add_error_handlers
-from service.inference import API_PATH, EngineApi
+from service.inference import API_PATH, EngineApi, live_and_die_with_parent
 from service.limits import Gatekeeper, Traffic
 from service.opening import open_registry
 from service.predictor import Predictor
@@ -121,12 +124,12 @@ def build_server(settings: Settings) -> Server:
     """
     registry = open_registry(settings)
     folder = find_backbone(settings.backbone, settings.home)
-    backbone = describe_backbone(folder, backbone_name(settings.backbone))
+    backbone = _describe(folder, backbone_name(settings.backbone))
     registry.add_backbone(backbone)
     calls = EngineCalls(settings.max_waiting_calls, settings.max_waiting_tokens)
     traffic = Traffic()
     server = Server(EngineApi(settings, backbone, calls), calls, traffic)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, backbone.tokenizer)
     predictor = Predictor(registry, tokenizer, backbone, settings.max_row_tokens)
     server.app.title = "Headstock"
     server.app.include_router(predict_router(predictor, calls, settings))
@@ -138,6 +141,13 @@ def build_server(settings: Settings) -> Server:
     return server
 
 
+def _describe(folder: Path, name: str) -> BackboneSpec:
+    """Return a backbone's spec, found out by a process that then ends, and takes the 200 MB of torch with it."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=live_and_die_with_parent) as process:
+        return process.submit(describe_backbone, folder, name).result()
+
+
 def run_server(settings: Settings) -> NoReturn:
     """Serve until SIGTERM or Ctrl-C, then end this process.
 
@@ -145,6 +155,8 @@ def run_server(settings: Settings) -> NoReturn:
         EnvironmentProblem: the port is in use.
     """
     check_port(settings.host, settings.port)
+    for number in (signal.SIGTERM, signal.SIGINT):  # until there is something to drain
+        signal.signal(number, lambda *_: _end_process(0))
     server = build_server(settings)
     _stop_on_signals(server, settings.drain_seconds)
     try:

@@ -29,6 +29,7 @@ TORCH_FREE = [
     "service.client",
     "service.predictor",
     "service.runs",
+    "service.server",
 ]
 
 

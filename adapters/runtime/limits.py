@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapters.runtime.scheduler import Budget
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Tokens of one step: at most ``step`` in all.
+
+    ``chunk``: of prompts, while other rows generate, so that a long prompt does not stall them. ``fair``: in all, while
+    an adapter has been served ``fair`` tokens less than another; steps are then short, and it catches up.
+    """
+
+    step: int
+    chunk: int
+    fair: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from adapters.dtype import Quantization
-from adapters.runtime.kernels import Kernels, to_panels
+from adapters.runtime.kernels import PANEL, Kernels, to_panels
 from adapters.runtime.quantized import QuantizedLinear, quantized_linear
 from adapters.runtime.route import Routes, Site
 
@@ -95,10 +95,46 @@ class FusedLinear:
         weights = [weight_of(layer) for layer in layers]
         weight_OI = torch.cat(weights) if len(weights) > 1 else weights[0].contiguous()
         bias_O = _join_biases(layers, weights)
-        self._compute = _product(weight_OI, bias_O, kernels)
+        self.panels: Tensor | None = None  # the weight as `Kernels.linear` reads it
+        self._compute = self._product(weight_OI, bias_O, kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._compute(x)
+
+    def _product(
+        self, weight_OI: Tensor, bias_O: Tensor | None, kernels: Kernels | None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what computes ``x W^T + bias`` fastest here; the weight it is given may be freed then."""
+        if kernels is not None and kernels.fits_linear(weight_OI):
+            panels, num_outputs = to_panels(weight_OI), len(weight_OI)
+            self.panels, bias_O = panels, None if bias_O is None else bias_O.float()
+            return lambda x: kernels.linear(x, panels, bias_O, num_outputs)
+        if not _can_pack(weight_OI):
+            return lambda x: linear(x, weight_OI, bias_O)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, _PACK_HINT)
+
+        def compute(x: Tensor) -> Tensor:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")
+            return out
+
+        return compute
+
+
+class PanelEmbedding(nn.Module):
+    """An embedding whose weight is also the language head's, read from where that lies: not held twice.
+
+    Args:
+        panels: ``[V / 16, D / 2, 16, 2]``, from `to_panels`.
+    """
+
+    def __init__(self, panels: Tensor) -> None:
+        super().__init__()
+        self._panels = panels
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Return ``[*token_ids, D]``."""
+        pairs = self._panels[token_ids // PANEL, :, token_ids % PANEL]
+        return pairs.flatten(-2)
 
 
 def _join_biases(layers: Sequence[nn.Module], weights: Sequence[Tensor]) -> Tensor | None:
@@ -107,25 +143,6 @@ def _join_biases(layers: Sequence[nn.Module], weights: Sequence[Tensor]) -> Tens
         return None
     zeros = [w.new_zeros(w.shape[0]) for w in weights]
     return torch.cat([z if b is None else b for b, z in zip(biases, zeros, strict=True)]).detach()
-
-
-def _product(
-    weight_OI: Tensor, bias_O: Tensor | None, kernels: Kernels | None
-) -> Callable[[Tensor], Tensor]:
-    """Return what computes ``x W^T + bias`` fastest here; the weight it is given may be freed then."""
-    if kernels is not None and kernels.fits_linear(weight_OI):
-        panels, num_outputs = to_panels(weight_OI), len(weight_OI)
-        bias_O = None if bias_O is None else bias_O.float()
-        return lambda x: kernels.linear(x, panels, bias_O, num_outputs)
-    if not _can_pack(weight_OI):
-        return lambda x: linear(x, weight_OI, bias_O)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, _PACK_HINT)
-
-    def compute(x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")
-        return out
-
-    return compute
 
 
 def _can_pack(weight: Tensor) -> bool:

@@ -9,26 +9,13 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from adapters.runtime.active import Active, Part
+from adapters.runtime.limits import Budget
 from adapters.runtime.rows import Row
 from adapters.runtime.spans import BLOCK
 
 Admit = Callable[[Row], Active | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Tokens of one step: at most ``step`` in all.
-
-    ``chunk``: of prompts, while other rows generate, so that a long prompt does not stall them. ``fair``: in all, while
-    an adapter has been served ``fair`` tokens less than another; steps are then short, and it catches up.
-    """
-
-    step: int
-    chunk: int
-    fair: int
 
 
 class Scheduler:

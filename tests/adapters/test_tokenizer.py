@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -102,3 +104,20 @@ def test_the_fingerprint_changes_with_the_vocabulary(decoder_folder, tmp_path):
     stored["model"]["merges"].pop()
     path.write_text(json.dumps(stored))
     assert load_tokenizer(folder).fingerprint() != load_tokenizer(decoder_folder).fingerprint()
+
+
+def test_a_known_tokenizer_is_loaded_without_torch(decoder_folder, decoder_tokenizer):
+    code = (
+        "import sys; from adapters.tokenizer import load_tokenizer;"
+        f"t = load_tokenizer({str(decoder_folder)!r}, {decoder_tokenizer.fingerprint()!r});"
+        "print(t.fingerprint(), t.encode('so then').ids, t.end_ids, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    known = decoder_tokenizer
+    expected = f"{known.fingerprint()} {known.encode('so then').ids} {known.end_ids} False"
+    assert done.stdout.strip() == expected
+
+
+def test_another_fingerprint_leaves_the_choice_of_class_to_transformers(encoder_folder):
+    found = load_tokenizer(encoder_folder, "0" * 64)
+    assert found.fingerprint() == load_tokenizer(encoder_folder).fingerprint()

@@ -1,9 +1,12 @@
 """The server as a process: full, told to stop, or killed."""
 
 import signal
+import sys
 import time
+from pathlib import Path
 
 import psutil
+import pytest
 
 from service.server import check_port
 from tests.servers import (
@@ -79,6 +82,16 @@ def test_what_the_drain_does_not_finish_is_answered_with_503(tmp_path, decoder_f
         assert process.wait(timeout=30) == 0
         assert time.monotonic() - begin < 5
         assert_all_gone(children, client)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's maps from /proc")
+def test_only_the_engines_process_holds_torch(tmp_path, decoder_folder, bundles):
+    with running_server(tmp_path / "home", str(decoder_folder)) as (client, process):
+        client.create_version("summary", bundles / "summary")
+        assert client.predict("summary", ["The sun."])
+        maps = [Path(f"/proc/{p.pid}/maps").read_text() for p in (process, *children_of(process))]
+        assert ["libtorch" in text for text in maps].count(True) == 1
+        assert "libtorch" not in maps[0]
 
 
 def test_sigterm_while_the_engine_starts_ends_the_server(tmp_path, decoder_folder):

@@ -8,6 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from adapters.runtime import kernels as kernels_module
 from adapters.runtime.kernels import fits, fits_attention, load_kernels, to_panels
+from adapters.runtime.linears import PanelEmbedding
 from adapters.runtime.route import KernelRoute, Site, TorchRoute
 from adapters.runtime.spans import Reads, Span, join_spans
 
@@ -152,6 +153,12 @@ def test_linear_layers_are_torchs_and_the_same_in_any_company(num_outputs, num_i
     for count in (1, 2, 7, 8, 9, 15, 16, 17, 33):
         alone = kernels.linear(x[:count], panels, bias, num_outputs)
         assert torch.equal(alone, actual[:count])
+
+
+def test_an_embedding_is_read_from_the_language_heads_panels():
+    weight = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
+    token_ids = torch.tensor([[0, 15, 16, 99], [7, 7, 31, 64]])
+    assert torch.equal(PanelEmbedding(to_panels(weight))(token_ids), weight[token_ids])
 
 
 @needs_kernels

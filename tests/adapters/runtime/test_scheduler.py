@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.runtime.active import Active
+from adapters.runtime.limits import Budget
 from adapters.runtime.rows import Row
-from adapters.runtime.scheduler import Budget, Scheduler
+from adapters.runtime.scheduler import Scheduler
 from adapters.tasks.base import Generation
 
 WIDE = Budget(step=1000, chunk=256, fair=96)

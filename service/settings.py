@@ -48,7 +48,7 @@ class Settings(BaseSettings):
         256, ge=16, description="Tokens of prompts in a pass, while other rows generate."
     )
     fair_tokens: int = Field(
-        96, ge=1, description="Tokens of a pass, while one adapter is behind another."
+        48, ge=1, description="Tokens of a pass, while one adapter is far behind another."
     )
     max_running: int = Field(64, ge=1, description="Rows that generate at once.")
     cache_bytes: int = Field(512 * 2**20, ge=2**20, description="Keys and values of running rows.")

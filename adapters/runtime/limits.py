@@ -10,7 +10,8 @@ class Budget:
     """Tokens of one step: at most ``step`` in all.
 
     ``chunk``: of prompts, while other rows generate, so that a long prompt does not stall them. ``fair``: in all, while
-    an adapter has been served ``fair`` tokens less than another; steps are then short, and it catches up.
+    an adapter has been served two chunks less than another, which prompts of usual length don't bring about but a
+    flood does; steps are then short, and it catches up.
     """
 
     step: int
@@ -23,15 +24,15 @@ class EngineLimits:
     """Bounds of one engine, in tokens, rows and bytes.
 
     ``step_tokens`` bounds what one pass takes (and so its activations), ``chunk_tokens`` what it takes of prompts
-    while other rows generate, ``fair_tokens`` what it takes while an adapter is behind another. ``max_running`` rows
-    hold a place at once. ``cache_bytes`` are for keys and values, of which ``prefix_bytes`` at most are kept for rows
-    to come that begin alike. ``bank_bytes`` and ``bank_slots`` bound the adapters on the device, ``host_bytes``
+    while other rows generate, ``fair_tokens`` what it takes while an adapter is far behind another. ``max_running``
+    rows hold a place at once. ``cache_bytes`` are for keys and values, of which ``prefix_bytes`` at most are kept for
+    rows to come that begin alike. ``bank_bytes`` and ``bank_slots`` bound the adapters on the device, ``host_bytes``
     those in memory.
     """
 
     step_tokens: int = 2048
     chunk_tokens: int = 256
-    fair_tokens: int = 96
+    fair_tokens: int = 48
     max_running: int = 64
     cache_bytes: int = 512 * 2**20
     prefix_bytes: int = 128 * 2**20

@@ -62,7 +62,7 @@ class Scheduler:
         """
         self._level(running)
         spread = max(self._service.values(), default=0) - min(self._service.values(), default=0)
-        is_uneven = spread > budget.fair
+        is_uneven = spread > 2 * budget.chunk
         step = _Step(min(budget.fair, budget.step) if is_uneven else budget.step)
         candidates = self._candidates(running)
         if not is_uneven:  # one token of each generating row costs little, and nobody is behind

@@ -154,7 +154,7 @@ def test_rows_past_their_deadline_end_and_free_what_they_hold(writer, decoder_to
 
 def test_a_flood_on_one_adapter_does_not_hold_another_up(decoder_spec, decoder_tokenizer, bundles):
     """Counted in tokens computed until the late row is finished, which time follows; `bench serving` measures time."""
-    limits = EngineLimits(max_running=16, fair_tokens=16, prefix_bytes=0)
+    limits = EngineLimits(max_running=16, chunk_tokens=32, fair_tokens=16, prefix_bytes=0)
     engine = Engine(load_backbone(decoder_spec, "float32"), lambda name: bundles / name, limits)
     late = row(decoder_tokenizer, "late", TEXTS[1], None, num_new=40)
     engine.run(rows_of(decoder_tokenizer, ["summary"]))

@@ -80,7 +80,7 @@ def test_steps_are_short_while_one_adapter_is_behind_another():
     ]
     late = Active(row("b", "b", 4, new=99), [0], num_done=4, generated=[7])
     scheduler = Scheduler()
-    budget = Budget(step=1000, chunk=256, fair=16)
+    budget = Budget(step=1000, chunk=64, fair=16)
     sizes = [len(scheduler.plan([*flood, late], budget, admit)) for _ in range(20)]
     assert sizes[0] == 61
     assert sizes[5:] == [16] * 15
@@ -148,6 +148,6 @@ def test_an_adapter_that_waits_for_its_weights_does_not_shorten_the_steps():
         Active(row(f"a{i}", "a", 4, new=99), [0], num_done=4, generated=[7]) for i in range(60)
     ]
     scheduler = scheduler_with([row("b", "b")])
-    budget = Budget(step=1000, chunk=256, fair=16)
+    budget = Budget(step=1000, chunk=64, fair=16)
     for _ in range(20):
         assert len(scheduler.plan(running, budget, lambda r: None)) == 60

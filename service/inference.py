@@ -6,13 +6,9 @@ millisecond a call, so loop and wire are ours.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
-import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +17,15 @@ import litserve as ls
 from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 
-from adapters.backbone import BackboneSpec, load_backbone
+from adapters.backbone import Backbone, BackboneSpec, load_backbone
 from adapters.bundle import read_manifest
 from adapters.errors import InvalidBundle
 from adapters.registry.blobs import BlobStore
 from adapters.runtime.limits import EngineLimits
 from adapters.tokenizer import load_tokenizer
 from service.calls import EngineCalls
+from service.lifeline import live_and_die_with_parent
+from service.memory import fit_limits, memory_room
 from service.settings import Settings
 from service.wire import Wire
 
@@ -89,7 +87,7 @@ class EngineApi(ls.LitAPI):
         self.engine = Engine(
             backbone,
             lambda digest: _fetch(blobs, digest),
-            limits_of(settings),
+            _limits(settings, backbone),
             decode=_decoder(self._backbone),
         )
 
@@ -114,6 +112,15 @@ def _decoder(backbone: BackboneSpec) -> Callable[[Sequence[int]], str]:
     return lambda token_ids: load().decode(token_ids)
 
 
+def _limits(settings: Settings, backbone: Backbone) -> EngineLimits:
+    """Return the engine's bounds; on a CPU, where all share one memory, as far as there is memory for them."""
+    limits, room = limits_of(settings), memory_room()
+    if room is None or backbone.device.type != "cpu":
+        return limits
+    vocabulary, itemsize = int(backbone.config.vocab_size), backbone.dtype.itemsize
+    return fit_limits(limits, room, backbone.spec, vocabulary, itemsize)
+
+
 def limits_of(settings: Settings) -> EngineLimits:
     """Return the engine's bounds; the settings have the same names."""
     names = [field.name for field in dataclasses.fields(EngineLimits)]
@@ -127,19 +134,3 @@ def _fetch(blobs: BlobStore, digest: str) -> Path:
     if found != digest:
         raise InvalidBundle(f"The blob store gave bundle '{found[:12]}…' for '{digest[:12]}…'.")
     return folder
-
-
-def live_and_die_with_parent() -> None:
-    """Tie this process to the server's: no signal meant for the whole group ends it early, and no crash leaves it.
-
-    The server drains at SIGTERM, which needs the engine; when it is gone, the wire's end is noticed between steps
-    and the kernel's signal at once.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # it died before we could ask
-        os._exit(1)

@@ -23,7 +23,8 @@ from adapters.errors import EnvironmentProblem, Unavailable
 from adapters.tokenizer import load_tokenizer
 from service.calls import EngineCalls
 from service.errors import add_error_handlers
-from service.inference import API_PATH, EngineApi, live_and_die_with_parent
+from service.inference import API_PATH, EngineApi
+from service.lifeline import live_and_die_with_parent
 from service.limits import Gatekeeper, Traffic
 from service.opening import open_registry
 from service.predictor import Predictor

@@ -16,6 +16,7 @@ from service.wire import Ready, Wire, WireClosed, open_wire
 logger = logging.getLogger(__name__)
 MAX_DEATHS = 5
 DEATHS_SECONDS = 60.0
+MAX_FAILED_STARTS = 3
 _END_SECONDS = 5.0
 
 
@@ -54,6 +55,7 @@ class Supervisor:
 
     def _keep_running(self) -> None:
         deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        has_served, num_failed = False, 0
         while not self.is_stopping:
             try:
                 was_ready = self._run_process()
@@ -63,7 +65,9 @@ class Supervisor:
             if self.is_stopping:
                 return
             deaths.append(time.monotonic())
-            if reason := _why_give_up(was_ready, deaths):
+            has_served = has_served or was_ready
+            num_failed = 0 if was_ready else num_failed + 1
+            if reason := _why_give_up(has_served, num_failed, deaths):
                 self._on_give_up(reason)
                 return
 
@@ -106,9 +110,13 @@ class Supervisor:
             logger.error("The engine's process ended (exit code %s).", process.exitcode)
 
 
-def _why_give_up(was_ready: bool, deaths: deque[float]) -> str | None:
-    if not was_ready:
+def _why_give_up(has_served: bool, num_failed: int, deaths: deque[float]) -> str | None:
+    if (
+        not has_served
+    ):  # what is wrong is likely a setting; what has served may start at the next try
         return "it ended before it was ready"
+    if num_failed == MAX_FAILED_STARTS:
+        return f"it failed to start {MAX_FAILED_STARTS} times in a row"
     if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATHS_SECONDS:
         return f"it ended {MAX_DEATHS} times within {DEATHS_SECONDS:.0f} seconds"
     return None

@@ -19,8 +19,14 @@ START_SECONDS = 120
 
 
 @contextmanager
-def running_server(home: Path, backbone: str, *, ready: bool = True, **settings):
-    """Serve a backbone from a home folder; give the client and the process, at once if not ``ready``."""
+def running_server(
+    home: Path, backbone: str, *, ready: bool = True, group: Path | None = None, **settings
+):
+    """Serve a backbone from a home folder; give the client and the process, at once if not ``ready``.
+
+    Args:
+        group: a control group to run it in.
+    """
     port = free_port()
     # One thread: two on a busy machine wait for each other longer than they compute.
     settings = {"threads": 1, **settings}
@@ -34,6 +40,8 @@ def running_server(home: Path, backbone: str, *, ready: bool = True, **settings)
     log = home / "server.log"
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
+    if group is not None:  # the shell joins it, and what it becomes is in it from the first page on
+        command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
     try:

@@ -20,7 +20,7 @@ from adapters.runtime.sampling import Choice, Chosen, choose
 from adapters.runtime.stops import StopFinder
 from adapters.tasks.base import Generation, Pooling, RowOutput
 
-Outcome = RowPart | RowOutput | HeadstockError
+Outcome = RowPart | RowOutput | Exception
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -68,7 +68,10 @@ class Answers:
         actives = [done.parts[i].active for i in rows]
         choices = [_choice(active) for active in actives]
         for active, chosen in zip(actives, choose(logits_GV, choices), strict=True):
-            yield from self._append(active, chosen)
+            try:
+                yield from list(self._append(active, chosen))
+            except Exception as error:  # a text that can't be searched for stop strings fails alone
+                yield active, error
 
     def _append(self, active: Active, chosen: Chosen) -> Iterator[tuple[Active, Outcome]]:
         """Add a token to a row, and yield what comes of it."""
@@ -112,9 +115,13 @@ class Answers:
             elif active.row.adapter is not None:
                 by_adapter.setdefault(active.row.adapter, []).append((active, hidden_TD))
         for digest, members in by_adapter.items():
-            logits = self._bank.apply_head(digest, [hidden_TD for _, hidden_TD in members])
-            for i, (active, _) in enumerate(members):
-                yield active, _scores(None if logits is None else logits[i])
+            try:
+                logits = self._bank.apply_head(digest, [hidden_TD for _, hidden_TD in members])
+                none: list[Tensor | None] = [None] * len(members)
+                outcomes: list[Outcome] = [_scores(x) for x in logits or none]
+            except Exception as error:  # a head fails its own rows, not those of other adapters
+                outcomes = [error] * len(members)
+            yield from zip((active for active, _ in members), outcomes, strict=True)
 
 
 def _choice(active: Active) -> Choice:

@@ -20,6 +20,7 @@ from adapters.runtime.kernels import Kernels
 from adapters.runtime.linears import unwrap_linears, wrap_linears
 from adapters.runtime.route import KernelRoute, Route, Routes, Span, TorchRoute
 from adapters.runtime.weights import AdapterWeights
+from adapters.tasks.heads import Head
 
 
 @dataclass(slots=True)
@@ -114,12 +115,7 @@ class Bank:
         head = self._residents[digest].weights.head
         if head is None:
             return None
-        lengths = torch.tensor([0] + [len(span) for span in spans_TD], device=spans_TD[0].device)
-        bounds = lengths.cumsum(0)
-        logits: Tensor = head(torch.cat(list(spans_TD)), bounds)
-        if head.spec.kind == "sequence":
-            return list(logits)
-        return list(logits.split(lengths[1:].tolist()))
+        return [_logits(head, span_TD) for span_TD in spans_TD]
 
     def check_size(self, size_bytes: int) -> None:
         """Raise `InvalidBundle` if an adapter would not fit even alone."""
@@ -217,6 +213,12 @@ class Bank:
             ]
             rows.append(cells + [(0, 0, 0)] * (most - len(cells)))
         return torch.tensor(rows, dtype=torch.int64)
+
+
+def _logits(head: Head, hidden_TD: Tensor) -> Tensor:
+    """Return one row's logits: by itself, for a product over several rows may round a row in another way."""
+    logits: Tensor = head(hidden_TD, torch.tensor([0, len(hidden_TD)], device=hidden_TD.device))
+    return logits[0] if head.spec.kind == "sequence" else logits
 
 
 def _merge(digests: Sequence[str | None], spans: Sequence[Span]) -> list[tuple[str | None, Span]]:

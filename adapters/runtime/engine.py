@@ -152,7 +152,7 @@ class Engine:
 
     def warm(self, digest: str) -> None:
         """Have an adapter read into host memory before anybody asks for it."""
-        self._tiers.load(digest)
+        self._tiers.warm(digest)
 
     def pin(self, digest: str, *, pinned: bool) -> None:
         """Keep an adapter on the device whether it is used or not, or no longer."""

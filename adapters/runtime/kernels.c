@@ -32,16 +32,25 @@ static inline float sum_of(vec x) {
 
 typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
 
+#ifdef __clang__
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (lanes){__VA_ARGS__})
+#endif
+
 /* The sums of 16 vectors' lanes, in one vector: halves of two are added into one, four times. */
 static inline __attribute__((always_inline)) vec sums_of(vec *x) {
-    const lanes low8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}, high8 = low8 + 8;
-    const lanes low4 = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27}, high4 = low4 + 4;
-    const lanes low2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29}, high2 = low2 + 2;
-    const lanes low1 = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30}, high1 = low1 + 1;
-    for (int i = 0; i < 8; i++) x[i] = __builtin_shuffle(x[i], x[i + 8], low8) + __builtin_shuffle(x[i], x[i + 8], high8);
-    for (int i = 0; i < 4; i++) x[i] = __builtin_shuffle(x[i], x[i + 4], low4) + __builtin_shuffle(x[i], x[i + 4], high4);
-    for (int i = 0; i < 2; i++) x[i] = __builtin_shuffle(x[i], x[i + 2], low2) + __builtin_shuffle(x[i], x[i + 2], high2);
-    return __builtin_shuffle(x[0], x[1], low1) + __builtin_shuffle(x[0], x[1], high1);
+    for (int i = 0; i < 8; i++)
+        x[i] = SHUFFLE(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               SHUFFLE(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; i++)
+        x[i] = SHUFFLE(x[i], x[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               SHUFFLE(x[i], x[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int i = 0; i < 2; i++)
+        x[i] = SHUFFLE(x[i], x[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               SHUFFLE(x[i], x[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    return SHUFFLE(x[0], x[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           SHUFFLE(x[0], x[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
 #ifdef __AVX512BF16__

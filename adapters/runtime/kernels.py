@@ -29,6 +29,7 @@ MAX_HEAD, MAX_HEADS = 256, 32  # as in kernels.c
 # No -ffast-math: it would set flush-to-zero for the whole process, and not-a-number must stay one.
 _FLAGS = (
     "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
+    f"-DMAX_RANK={MAX_RANK}",
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 _COMPILE_SECONDS = 120
@@ -249,8 +250,7 @@ def _identity(compiler: str) -> str:
     sha = hashlib.sha256()
     for name in SOURCES:
         sha.update((Path(__file__).parent / name).read_bytes())
-    flags = (*_FLAGS, f"-DMAX_RANK={MAX_RANK}")
-    sha.update(" ".join((*flags, compiler, platform.machine(), _processor())).encode())
+    sha.update(" ".join((*_FLAGS, compiler, platform.machine(), _processor())).encode())
     return sha.hexdigest()[:24]
 
 
@@ -269,7 +269,7 @@ def _compile(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         subprocess.run(
-            [compiler, *_FLAGS, f"-DMAX_RANK={MAX_RANK}", str(source), "-o", str(made), "-lm"],
+            [compiler, *_FLAGS, str(source), "-o", str(made), "-lm"],
             check=True,
             capture_output=True,
             timeout=_COMPILE_SECONDS,

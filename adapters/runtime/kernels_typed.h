@@ -95,8 +95,9 @@ void NAME(lora)(const TYPE *x, int64_t x_stride, int64_t inputs, TYPE *out, int6
             NAME(shrink)(x + first * x_stride, x_stride, num_tokens, inputs, a, rank, low);
             ask_for((const void *)next[0], next[2] * inputs * sizeof(TYPE));
             if (num_tokens == 1) NAME(expand)(low, 1, b, rank, outputs[m], target, out_stride);
-            else if (num_tokens == TILE) NAME(expand)(low, TILE, b, rank, outputs[m], target, out_stride);
-            else NAME(expand)(low, num_tokens, b, rank, outputs[m], target, out_stride);
+            else if (num_tokens == 2) NAME(expand)(low, 2, b, rank, outputs[m], target, out_stride);
+            else if (num_tokens == 3) NAME(expand)(low, 3, b, rank, outputs[m], target, out_stride);
+            else NAME(expand)(low, TILE, b, rank, outputs[m], target, out_stride);
         }
     }
 }

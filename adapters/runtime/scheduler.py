@@ -180,7 +180,10 @@ class _Step:
             return active.num_pending
         if not active.is_divisible:
             return 0 if self._has_prompt else active.num_pending
-        return room if room >= BLOCK else 0
+        if room < BLOCK:
+            return 0
+        # Not all but one: a single token goes the way of decoding, whose last bits differ from a prompt's.
+        return room - 1 if active.num_pending == room + 1 else room
 
     def take(self, active: Active, num_new: int) -> int:
         self.parts.append(Part(active, num_new))

@@ -36,6 +36,7 @@ class Tiers:
         self._fetch = fetch
         self._loader = _start_loader()
         self._loads: dict[str, Future[AdapterWeights]] = {}
+        self._warming: dict[str, None] = {}  # to be read when nothing else is, first come first
         self._ready: dict[str, AdapterWeights] = {}  # read, and waiting for their first row
         self._blocked: dict[str, int] = {}  # found no place in the last step: bytes they need
         self._ending: set[str] = set()
@@ -44,7 +45,11 @@ class Tiers:
 
     @property
     def is_loading(self) -> bool:
-        return bool(self._loads)
+        return bool(self._loads or self._warming)
+
+    def warm(self, digest: str) -> None:
+        """Have a bundle read into host memory in its turn."""
+        self._warming[digest] = None
 
     def pin(self, digest: str, *, pinned: bool) -> None:
         """Keep an adapter in the bank, brought there as soon as it can be, or no longer."""
@@ -81,6 +86,11 @@ class Tiers:
                 # Every place is in use. Those used longest ago get no new rows until this one is in.
                 self._ending.update(self._bank.must_end(size_bytes))
         self._blocked = {}
+        for digest in list(self._warming)[
+            : max(0, MAX_LOADS - len(self._loads) - len(self._ready))
+        ]:
+            del self._warming[digest]
+            self.load(digest)
         for digest in self._pinned:
             if digest not in self._bank and self.is_open(digest):
                 self._bank.pin(digest, pinned=True)

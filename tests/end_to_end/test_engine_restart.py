@@ -63,4 +63,7 @@ def test_an_engine_that_can_not_start_again_ends_the_server(tmp_path):
         assert psutil.wait_procs(children, timeout=20)[1] == []
         check_port("127.0.0.1", client._http.base_url.port)
     log = (home / "server.log").read_text()
-    assert "The engine is not started again: it ended before it was ready. The server ends." in log
+    assert (
+        "The engine is not started again: it failed to start 3 times in a row. The server ends."
+        in log
+    )

@@ -2,7 +2,9 @@
 
 import json
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -11,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from adapters.backbone import load_backbone
 from adapters.runtime.engine import Engine
+from adapters.runtime.kernels import load_kernels
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.rows import Row
 from tests.bundles import classifier, reseal, save_bundle
@@ -51,6 +54,29 @@ def test_in_bf16_a_mixed_batch_gives_every_row_what_it_gets_alone_within_roundin
             alone = engine.run([row])[0].output.logits
             actual = torch.from_numpy(result.output.logits)
             torch.testing.assert_close(actual, torch.from_numpy(alone), atol=0.1, rtol=0.05)
+
+
+def test_with_kernels_for_all_layers_a_rows_numbers_do_not_depend_on_its_company_at_all(
+    decoder_spec, decoder_tokenizer, bundles
+):
+    """Each token's numbers come from one order of operations, so that even bf16 is equal to the last bit."""
+    kernels = load_kernels()
+    if kernels is None or not kernels.fits_linear(torch.ones(16, 16, dtype=torch.bfloat16)):
+        pytest.skip("This processor has no AVX512-BF16, or has AMX: oneDNN computes linear layers.")
+    limits = EngineLimits(chunk_tokens=16, prefix_bytes=0)
+    backbone = load_backbone(decoder_spec, "bfloat16", fuse=True)
+    engine = Engine(backbone, lambda name: bundles / name, limits)
+    names = [None, "summary", "two", "spans", "many", "summary", "other", None] * 6
+    rows = [
+        row if row.generation is None
+        else replace(row, generation=replace(row.generation, end_ids=(), num_logprobs=3))
+        for row in rows_of(decoder_tokenizer, names)
+    ]  # fmt: skip
+    for mixed, row in zip(engine.run(rows), rows, strict=True):
+        (alone,) = engine.run([row])
+        assert mixed.output.token_ids == alone.output.token_ids
+        assert mixed.output.logprobs == alone.output.logprobs
+        np.testing.assert_array_equal(mixed.output.logits, alone.output.logits)
 
 
 def test_two_adapters_with_2_and_77_labels_share_a_batch(engine, decoder_tokenizer):

@@ -1,6 +1,7 @@
 """Faults stay with their rows, and nothing that runs out or fails stops the engine."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from adapters.errors import InvalidRequest, Overloaded, PredictionFailed, TextTo
 from adapters.runtime.engine import Engine
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.rows import Row
+from adapters.runtime.tiers import MAX_LOADS
 from adapters.tasks.base import Generation
 from tests.bundles import classifier, reseal, save_bundle, summarizer
 from tests.rows import assert_same, rows_of
@@ -99,6 +101,29 @@ def test_a_cancelled_row_frees_what_it_holds(engine, decoder_tokenizer):
     assert all(not r.users for r in engine._bank._residents.values())
 
 
+def test_a_head_that_fails_ends_its_own_rows_only(engine, decoder_tokenizer, monkeypatch):
+    apply_head = engine._bank.apply_head
+
+    def fail(digest, spans):
+        return 1 / 0 if digest == "many" else apply_head(digest, spans)
+
+    monkeypatch.setattr(engine._bank, "apply_head", fail)
+    results = engine.run(rows_of(decoder_tokenizer, ["two", "many", "summary", "two"]))
+    assert [result.error is None for result in results] == [True, False, True, True]
+    assert "ZeroDivisionError" in results[1].error.message
+
+
+def test_a_stop_string_that_cannot_be_looked_for_fails_its_own_row(
+    decoder_spec, decoder_tokenizer, bundles
+):
+    engine = Engine(
+        load_backbone(decoder_spec, "float32"), lambda name: bundles / name, decode=lambda _: 1 / 0
+    )
+    rows = rows_of(decoder_tokenizer, ["summary"] * 3, max_new_tokens=5)
+    rows[1] = replace(rows[1], generation=replace(rows[1].generation, stop=("x",)))
+    assert [result.error is None for result in engine.run(rows)] == [True, False, True]
+
+
 def test_a_pass_that_fails_half_way_ends_its_rows_and_the_engine_goes_on(
     engine, decoder_tokenizer, monkeypatch
 ):
@@ -183,8 +208,23 @@ def test_a_pin_on_what_cannot_be_loaded_is_dropped(engine, decoder_tokenizer, ca
     assert engine.run(rows_of(decoder_tokenizer, ["two"]))[0].error is None
 
 
+def test_more_adapters_are_warmed_than_are_read_at_once(tmp_path, decoder_spec):
+    backbone = load_backbone(decoder_spec, "float32")
+    names = [f"warm-{i}" for i in range(MAX_LOADS + 3)]
+    for name in names:
+        save_bundle(tmp_path / name, decoder_spec, classifier(2), backbone=backbone)
+    engine = Engine(load_backbone(decoder_spec, "float32"), lambda name: tmp_path / name)
+    for name in names:
+        engine.warm(name)
+    while not engine.is_idle:
+        engine.step()
+        engine.wait_for_loads()
+    assert all(name in engine._tiers._host for name in names)
+
+
 def test_a_warmed_adapter_is_there_at_its_first_row(engine, decoder_tokenizer):
     engine.warm("two")
+    engine.step()
     engine._tiers.wait()
     engine.step()
     row = rows_of(decoder_tokenizer, ["two"])[0]

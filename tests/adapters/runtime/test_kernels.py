@@ -1,5 +1,7 @@
 """The compiled kernels do what torch does, in fp32 and bf16, on any shape."""
 
+import platform
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,16 +14,28 @@ from adapters.runtime.linears import PanelEmbedding
 from adapters.runtime.route import KernelRoute, Site, TorchRoute
 from adapters.runtime.spans import Reads, Span, join_spans
 
-kernels = load_kernels()
-needs_kernels = pytest.mark.skipif(kernels is None, reason="no C compiler on this machine")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+PORTABLE = {"x86_64": "-march=x86-64-v3", "aarch64": "-march=armv8-a"}
 
 
-@needs_kernels
+@pytest.fixture(scope="module", params=["native", "portable"])
+def kernels(request, tmp_path_factory):
+    """The kernels as this processor runs them, and as an older one would."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "portable":
+            flags = [f for f in kernels_module._FLAGS if f != "-march=native"]
+            own = PORTABLE.get(platform.machine(), "-O3")
+            patch.setattr(kernels_module, "_FLAGS", (*flags, own))
+        loaded = load_kernels.__wrapped__(tmp_path_factory.mktemp("home"))
+    if loaded is None:
+        pytest.skip("no C compiler on this machine")
+    return loaded
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_updates_of_a_mixed_batch_equal_torchs(dtype, data):
+def test_updates_of_a_mixed_batch_equal_torchs(kernels, dtype, data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     inputs, widths = data.draw(st.sampled_from([(32, (32, 16, 16)), (7, (65,)), (48, (130, 3))]))
     names = tuple(f"m{i}" for i in range(len(widths)))
@@ -67,10 +81,9 @@ def cells(modules, names):
     ]
 
 
-@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (4, 4, 8), (8, 1, 96)])
-def test_attention_to_the_past_equals_torchs(dtype, heads, kv_heads, size):
+def test_attention_to_the_past_equals_torchs(kernels, dtype, heads, kv_heads, size):
     generator = torch.Generator().manual_seed(heads)
     lengths = torch.tensor([1, 15, 16, 17, 40, 100], dtype=torch.int32)
     keys, values = (
@@ -91,13 +104,12 @@ def test_attention_to_the_past_equals_torchs(dtype, heads, kv_heads, size):
         )
 
 
-@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 20])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (12, 12, 32), (8, 1, 20)])
 def test_attention_of_rows_with_several_tokens_equals_torchs(
-    dtype, is_causal, window, heads, kv_heads, size
+    kernels, dtype, is_causal, window, heads, kv_heads, size
 ):
     generator = torch.Generator().manual_seed(heads)
     rows = [(1, 0), (3, 0), (16, 5), (17, 16), (40, 33), (100, 0)]  # new tokens, those before
@@ -136,10 +148,9 @@ def test_attention_of_rows_with_several_tokens_equals_torchs(
         )
 
 
-@needs_kernels
 @pytest.mark.parametrize("num_outputs", [1, 16, 77, 576])
 @pytest.mark.parametrize("num_inputs", [16, 64, 576])
-def test_linear_layers_are_torchs_and_the_same_in_any_company(num_outputs, num_inputs):
+def test_linear_layers_are_torchs_and_the_same_in_any_company(kernels, num_outputs, num_inputs):
     generator = torch.Generator().manual_seed(num_outputs)
     weight = torch.randn(num_outputs, num_inputs, generator=generator).bfloat16()
     if not kernels.fits_linear(weight):
@@ -161,9 +172,8 @@ def test_an_embedding_is_read_from_the_language_heads_panels():
     assert torch.equal(PanelEmbedding(to_panels(weight))(token_ids), weight[token_ids])
 
 
-@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rotation_is_the_librarys(dtype):
+def test_rotation_is_the_librarys(kernels, dtype):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 8, 64, generator=generator).to(dtype)
     angle = torch.rand(9, 32, generator=generator) * 6
@@ -179,8 +189,7 @@ def test_rotation_is_the_librarys(dtype):
     assert torch.equal(x[:, 5:].transpose(0, 1), rows[1][0])
 
 
-@needs_kernels
-def test_not_a_number_stays_one():
+def test_not_a_number_stays_one(kernels):
     a, b = torch.ones(1, 4), torch.ones(1, 4)
     table = torch.tensor([[[(a.data_ptr(), b.data_ptr(), 1)]]])
     x, out = torch.tensor([[1.0, float("nan"), 1.0, 1.0]]), torch.zeros(1, 4)
@@ -211,10 +220,9 @@ def test_kernels_are_for_cpus_and_the_dtypes_they_know():
     assert not fits_attention(8, 8, 257)
 
 
-@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 576), (3, 5, 33), (40, 128)], ids=str)
-def test_norm_and_gate_equal_the_librarys(dtype, shape):
+def test_norm_and_gate_equal_the_librarys(kernels, dtype, shape):
     generator = torch.Generator().manual_seed(len(shape))
     x = (torch.randn(shape, generator=generator) * 3).to(dtype)
     norm = LlamaRMSNorm(shape[-1], eps=1e-5).to(dtype)

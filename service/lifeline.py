@@ -1,0 +1,25 @@
+"""Ties a child's life to its parent's; apart, so that a child need not import what the server is made of."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+
+
+def live_and_die_with_parent() -> None:
+    """Tie this process to the server's: no signal meant for the whole group ends it early, and no crash leaves it.
+
+    The server drains at SIGTERM, which needs the engine; when it is gone, the wire's end is noticed between steps
+    and the kernel's signal at once.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # it died before we could ask
+        os._exit(1)

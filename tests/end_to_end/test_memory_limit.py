@@ -37,7 +37,7 @@ def memory_group(limit):
                 yield folder
                 return
         finally:
-            wait_until(lambda: not (folder / "cgroup.procs").read_text())
+            wait_until(lambda members=folder / "cgroup.procs": not members.read_text())
             folder.rmdir()
     pytest.skip("No control group with a memory limit can be made here; run as root.")
 

@@ -146,7 +146,7 @@ def _start_loader() -> ThreadPoolExecutor:
     """Return one thread that computes by itself.
 
     A second thread with a team of its own makes OpenMP put all teams to sleep between two products, and waking the
-    engine's costs more than many a product does: scoring on MiniLM took half as long again.
+    engine's costs more than many a product does: scoring on MiniLM took a seventh longer.
     """
     loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bundle-loader")
     num_threads = torch.get_num_threads()

@@ -49,6 +49,8 @@ def compete(
     model: Model,
     contestants: Sequence[Contestant],
     check: Callable[[Sequence[Result]], Mapping[str, float]] | None = None,
+    *,
+    device: str = "cpu",
 ) -> list[Result]:
     """Load all, warm all up, check what they say, and time them round by round.
 
@@ -56,7 +58,7 @@ def compete(
         check: gives, by contestant's key, the share of its warm-up's outputs that agree with the reference.
     """
     with ExitStack() as stack:
-        workers = _load(session, model, contestants, stack)
+        workers = _load(session, model, contestants, stack, device)
         results = _warm_up(session, workers, contestants)
         if check is not None:
             results = _without_garbage(session, results, check(list(results.values())))
@@ -97,7 +99,11 @@ def memory(workload: str, results: Sequence[Result]) -> list[Measurement]:
 
 
 def _load(
-    session: Session, model: Model, contestants: Sequence[Contestant], stack: ExitStack
+    session: Session,
+    model: Model,
+    contestants: Sequence[Contestant],
+    stack: ExitStack,
+    device: str,
 ) -> dict[str, Worker]:
     # All processes first: they import their libraries side by side while one after the other loads.
     workers = dict(_started(session, contestants, stack))
@@ -107,7 +113,8 @@ def _load(
         system = contestant.system
         session.say(f"  loading {system.name}, {contestant.num_adapters} adapters")
         try:
-            workers[contestant.key].load(session.order(model, contestant.adapters, system.options))
+            order = session.order(model, contestant.adapters, system.options, device=device)
+            workers[contestant.key].load(order)
         except PeerMissing as missing:
             session.note(f"{system.name} is left out: {missing}")
             workers.pop(contestant.key).close()

@@ -20,12 +20,14 @@ def token_agreement(
     adapters: Mapping[str, str],
     results: Sequence[Result],
     num_rows: int = 3,
+    *,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Return by key the share of generated tokens that the reference would choose too, given those before.
 
     Teacher forcing: a near tie that rounding tips costs one token, not the rest of the row.
     """
-    with _reference(session, model, adapters, FORCED) as worker:
+    with _reference(session, model, adapters, FORCED, device) as worker:
         shares = {}
         for result in results:
             wanted = worker.run(_forced(result, num_rows)).outputs
@@ -50,10 +52,14 @@ def label_agreement(
 
 @contextmanager
 def _reference(
-    session: Session, model: Model, adapters: Mapping[str, str], system: System
+    session: Session,
+    model: Model,
+    adapters: Mapping[str, str],
+    system: System,
+    device: str = "cpu",
 ) -> Iterator[Worker]:
     with session.start(system) as worker:
-        worker.load(session.order(model, adapters, system.options, dtype="float32"))
+        worker.load(session.order(model, adapters, system.options, dtype="float32", device=device))
         yield worker
 
 

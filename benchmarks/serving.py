@@ -17,6 +17,7 @@ from benchmarks.session import Options, Session
 from benchmarks.workloads.cold import run_cold
 from benchmarks.workloads.context import run_context
 from benchmarks.workloads.decode import run_decode
+from benchmarks.workloads.gpu import run_gpu
 from benchmarks.workloads.memory import run_memory
 from benchmarks.workloads.mixed import run_mixed
 from benchmarks.workloads.scale import run_scale
@@ -30,6 +31,7 @@ WORKLOADS: Mapping[str, Callable[[Session], list[Measurement]]] = {
     "W5": run_cold,
     "W6": run_context,
     "memory": run_memory,
+    "GPU": run_gpu,
 }
 _TABLE_WIDTH = 150  # in a file; a terminal has its own
 

@@ -68,11 +68,11 @@ class Session:
 
     @cached_property
     def decoder(self) -> Model:
-        return self._model(self.options.decoder)
+        return self.model(self.options.decoder)
 
     @cached_property
     def encoder(self) -> Model:
-        return self._model(self.options.encoder)
+        return self.model(self.options.encoder)
 
     def say(self, text: str) -> None:
         """Tell the person who waits what is being done."""
@@ -100,6 +100,7 @@ class Session:
         options: Mapping[str, int | str] | None = None,
         *,
         dtype: str | None = None,
+        device: str = "cpu",
     ) -> Load:
         """Return what a worker is told to load, with this session's dtype and threads."""
         given = dict(options or {})
@@ -109,6 +110,7 @@ class Session:
             self.options.threads,
             dict(adapters),
             given,
+            device,
         )
 
     def start(self, system: System) -> Worker:
@@ -129,7 +131,7 @@ class Session:
             python = prepare_environment(system.environment, self.home)
             self.peer_versions[package] = peer_version(python, package)
 
-    def _model(self, source: str) -> Model:
+    def model(self, source: str) -> Model:
         folder = find_backbone(source, self.home)
         return Model(
             source, describe_backbone(folder, backbone_name(source)), load_tokenizer(folder)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from adapters.errors import HeadstockError, PredictionFailed
 from adapters.runtime.engine import Engine
 from adapters.runtime.rows import Row, RowPart, RowResult
@@ -106,9 +108,14 @@ class Worker:
         return None
 
     def _step(self) -> Sequence[RowPart | RowResult]:
-        """Step the engine; what should never happen ends the rows that are in it, not the process."""
+        """Step the engine; what should never happen ends the rows that are in it, not the process.
+
+        A device that is lost ends the process: its calls are answered at once, and the next one starts afresh.
+        """
         try:
             return self._engine.step()
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             logger.exception("The engine failed; its rows are answered with an error")
             return self._engine.abort(error)

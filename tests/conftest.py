@@ -10,6 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from a second thread, and on a busy machine OpenMP's spinning barriers cost a hundredfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Without a GPU its kernels run in Triton's interpreter, if Triton is told before anything imports it.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +28,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "end_to_end" in Path(item.fspath).parts:
             item.add_marker(pytest.mark.end_to_end)
+        if "gpu" in Path(item.fspath).parts:
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(scope="session")

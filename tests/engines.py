@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
+import torch
+
 from adapters.errors import DeadlineExceeded, InvalidRequest
 from adapters.runtime.rows import RowPart, RowResult
 from adapters.runtime.stats import EngineStats
@@ -22,7 +24,8 @@ class EchoEngine:
     """Gives each row its own prompt back, a token a step; steps only while ``go`` is set.
 
     A prompt that begins with 0 is refused, with 1 fails the whole step, with 2 fails after a token. A streaming row
-    that begins with 3 hands nothing over before its end. ``is_deaf`` to deadlines, if told so.
+    that begins with 3 hands nothing over before its end; with 4 the device is lost. ``is_deaf`` to deadlines, if
+    told so.
     """
 
     def __init__(self, *, go=True, is_deaf=False):
@@ -68,6 +71,8 @@ class EchoEngine:
         for row, made in list(self.rows.values()):
             if row.token_ids[0] == 1:
                 raise ValueError("the step failed")
+            if row.token_ids[0] == 4:
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
             outcomes += self._advance(row, made)
         return outcomes
 
@@ -100,7 +105,8 @@ class ThreadProcess:
 
     def _run(self, engine):
         if engine is not None:
-            Worker(engine, Wire(self._connection)).run()
+            with suppress(torch.AcceleratorError):  # it ends the process
+                Worker(engine, Wire(self._connection)).run()
         self.kill()
 
     def kill(self):

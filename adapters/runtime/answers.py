@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.errors import HeadstockError, InvalidRequest, PredictionFailed
+from adapters.errors import HeadstockError, InvalidRequest, Overloaded, PredictionFailed
 from adapters.runtime.active import Active
 from adapters.runtime.bank import Bank
 from adapters.runtime.forward import Pass
@@ -63,15 +63,28 @@ class Answers:
     def _generate(self, done: Pass, rows: list[int]) -> Iterator[tuple[Active, Outcome]]:
         if not rows:
             return
-        last_G = torch.tensor([done.bounds[i + 1] - 1 for i in rows], device=done.hidden_TD.device)
-        logits_GV = self._backbone.next_token_logits(done.hidden_TD[last_G])
         actives = [done.parts[i].active for i in rows]
-        choices = [_choice(active) for active in actives]
-        for active, chosen in zip(actives, choose(logits_GV, choices), strict=True):
+        try:
+            choices = self._choose(done, rows)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if len(rows) == 1:
+                yield actives[0], out_of_memory()
+                return
+            middle = len(rows) // 2
+            yield from self._generate(done, rows[:middle])
+            yield from self._generate(done, rows[middle:])
+            return
+        for active, chosen in zip(actives, choices, strict=True):
             try:
                 yield from list(self._append(active, chosen))
             except Exception as error:  # a text that can't be searched for stop strings fails alone
                 yield active, error
+
+    def _choose(self, done: Pass, rows: list[int]) -> list[Chosen]:
+        last_G = torch.tensor([done.bounds[i + 1] - 1 for i in rows], device=done.hidden_TD.device)
+        logits_GV = self._backbone.next_token_logits(done.hidden_TD[last_G])
+        return choose(logits_GV, [_choice(done.parts[i].active) for i in rows])
 
     def _append(self, active: Active, chosen: Chosen) -> Iterator[tuple[Active, Outcome]]:
         """Add a token to a row, and yield what comes of it."""
@@ -152,6 +165,14 @@ def _embedding(hidden_TD: Tensor, pooling: Pooling) -> RowOutput | HeadstockErro
     if not bool(pooled.isfinite().all()):
         return _not_finite()
     return RowOutput(embedding=pooled.cpu().numpy())
+
+
+def out_of_memory() -> Overloaded:
+    """Return the error of a row that does not fit the device's memory even alone."""
+    return Overloaded(
+        "The device ran out of memory on this row alone. Try again later, send a shorter text, or lower "
+        "HEADSTOCK_CACHE_BYTES and HEADSTOCK_BANK_BYTES on the server."
+    )
 
 
 def _not_finite() -> PredictionFailed:

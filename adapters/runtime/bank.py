@@ -16,9 +16,8 @@ from torch import Tensor
 
 from adapters.backbone import Backbone, adaptable_modules
 from adapters.errors import InvalidBundle
-from adapters.runtime.kernels import Kernels
 from adapters.runtime.linears import unwrap_linears, wrap_linears
-from adapters.runtime.route import KernelRoute, Route, Routes, Span, TorchRoute
+from adapters.runtime.route import KernelRoute, LoraKernels, Route, Routes, Span, TorchRoute
 from adapters.runtime.weights import AdapterWeights
 from adapters.tasks.heads import Head
 
@@ -57,7 +56,7 @@ class Bank:
         backbone: Backbone,
         size_bytes: int,
         num_slots: int | None = None,
-        kernels: Kernels | None = None,
+        kernels: LoraKernels | None = None,
     ) -> None:
         self._backbone = backbone
         self._size_bytes = size_bytes
@@ -212,7 +211,7 @@ class Bank:
                 (p[0].data_ptr(), p[1].data_ptr(), p[0].shape[0]) if p else (0, 0, 0) for p in pairs
             ]
             rows.append(cells + [(0, 0, 0)] * (most - len(cells)))
-        return torch.tensor(rows, dtype=torch.int64)
+        return torch.tensor(rows, dtype=torch.int64, device=self._backbone.device)
 
 
 def _logits(head: Head, hidden_TD: Tensor) -> Tensor:

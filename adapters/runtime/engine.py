@@ -18,14 +18,14 @@ from adapters.errors import (
     DeadlineExceeded,
     HeadstockError,
     InvalidRequest,
-    Overloaded,
     PredictionFailed,
     TextTooLong,
 )
 from adapters.runtime.active import Active, Part
-from adapters.runtime.answers import Answers
+from adapters.runtime.answers import Answers, out_of_memory
 from adapters.runtime.bank import Bank
 from adapters.runtime.cache import build_cache, head_shape
+from adapters.runtime.choice import choose_gpu_kernels
 from adapters.runtime.families import build_forward
 from adapters.runtime.forward import Pass
 from adapters.runtime.host import HostTier
@@ -48,7 +48,7 @@ class Engine:
     Args:
         fetch: gives the folder of a bundle by digest; called on a thread of its own.
         decode: text of token ids, to find stop strings; rows with stop strings are refused without it.
-        use_kernels: run compiled CPU kernels where they can be had, rather than torch alone.
+        use_kernels: run compiled kernels where they can be had, rather than torch alone.
     """
 
     def __init__(
@@ -65,8 +65,9 @@ class Engine:
         self.stats = EngineStats()
         usable = use_kernels and fits(backbone.dtype, backbone.device)
         kernels = load_kernels() if usable else None
+        updates = kernels or (choose_gpu_kernels(backbone) if use_kernels else None)
         self._num_tokens = int(backbone.config.vocab_size)
-        self._bank = Bank(backbone, self.limits.bank_bytes, self.limits.bank_slots, kernels)
+        self._bank = Bank(backbone, self.limits.bank_bytes, self.limits.bank_slots, updates)
         self._tiers = Tiers(backbone, self._bank, HostTier(self.limits.host_bytes), fetch)
         attention = kernels if fits_attention(*head_shape(backbone.config)) else None
         self._cache = build_cache(backbone, self.limits.cache_bytes, attention)
@@ -116,7 +117,11 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[RowPart | RowResult]:
-        """Run one mixed pass; return the rows that are finished, and before them the new parts of those that stream."""
+        """Run one mixed pass; return the rows that are finished, and before them the new parts of those that stream.
+
+        Raises:
+            torch.AcceleratorError: the device failed for good; only a new process can use it again.
+        """
         self._end_late_rows()
         for digest, error in self._tiers.begin_step(self._scheduler.adapters).items():
             for row in self._scheduler.drop(digest):
@@ -249,11 +254,17 @@ class Engine:
         except torch.OutOfMemoryError:
             self._advance_in_halves(parts)
             return
-        except Exception as error:  # whatever goes wrong in a pass ends its rows, never the engine
+        except torch.AcceleratorError:  # the device's context is lost: no later pass could succeed
+            raise
+        except (
+            Exception
+        ) as error:  # whatever else goes wrong in a pass ends its rows, never the engine
             self._finish_all(parts, error)
             return
         try:
             self._read(done)
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             self._finish_all(parts, error)
 
@@ -261,7 +272,7 @@ class Engine:
         """Run what did not fit the device's memory as two passes; a row that does not fit alone ends."""
         torch.cuda.empty_cache()
         if len(parts) == 1:
-            self._finish(parts[0].active, error=_out_of_memory())
+            self._finish(parts[0].active, error=out_of_memory())
             return
         middle = len(parts) // 2
         self._advance(parts[:middle])
@@ -318,13 +329,6 @@ class Engine:
     def _hand_over(self) -> list[RowPart | RowResult]:
         finished, self._finished = self._finished, []
         return finished
-
-
-def _out_of_memory() -> Overloaded:
-    return Overloaded(
-        "The device ran out of memory on this row alone. Try again later, send a shorter text, or lower "
-        "HEADSTOCK_CACHE_BYTES and HEADSTOCK_BANK_BYTES on the server."
-    )
 
 
 def _late() -> DeadlineExceeded:

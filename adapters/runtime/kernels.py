@@ -45,6 +45,8 @@ _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 class Kernels:
     """The compiled functions; arguments are checked here, for C does not."""
 
+    tile = TILE
+
     def __init__(self, library: ctypes.CDLL) -> None:
         self._typed = {
             name: {d: _function(library, f"{name}_{s}", kinds) for d, s in _SUFFIX.items()}

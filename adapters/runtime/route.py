@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from adapters.runtime.kernels import TILE, Kernels
 from adapters.runtime.weights import Pair
 
 Span = tuple[int, int]
@@ -28,24 +28,41 @@ class Site:
     widths: Tensor  # int64, on the CPU
 
 
+class LoraKernels(Protocol):
+    """A compiled kernel for updates: `Kernels` on a CPU, `TritonKernels` on a GPU."""
+
+    tile: int  # tokens of one adapter that a tile takes at most
+
+    def add_lora(
+        self,
+        x_TI: Tensor,
+        out_TO: Tensor,
+        tiles_N3: Tensor,
+        table: Tensor,
+        group: int,
+        widths: Tensor,
+    ) -> None:
+        """Add each tile's updates to ``out_TO``."""
+
+
 class KernelRoute:
-    """Updates by the compiled kernel: each tile of tokens reads A and B of its own adapter where they lie.
+    """Updates by a compiled kernel: each tile of tokens reads A and B of its own adapter where they lie.
 
     Args:
-        table: int64 ``[U, sites, modules, 3]``, addresses and ranks as `Kernels.add_lora` wants them.
+        table: int64 ``[U, sites, modules, 3]``, addresses and ranks as `Kernels.add_lora` wants them; on the device.
     """
 
     def __init__(
-        self, kernels: Kernels, spans: Sequence[Span], owners: Sequence[int], table: Tensor
+        self, kernels: LoraKernels, spans: Sequence[Span], owners: Sequence[int], table: Tensor
     ) -> None:
         self._kernels = kernels
         self._table = table
         tiles = [
-            (first, min(TILE, stop - first), owner)
+            (first, min(kernels.tile, stop - first), owner)
             for (start, stop), owner in zip(spans, owners, strict=True)
-            for first in range(start, stop, TILE)
+            for first in range(start, stop, kernels.tile)
         ]
-        self._tiles_N3 = torch.tensor(tiles, dtype=torch.int32)
+        self._tiles_N3 = torch.tensor(tiles, dtype=torch.int32, device=table.device)
         self._num_tokens = spans[-1][1]
 
     def add(self, x_TI: Tensor, out_TO: Tensor, site: Site) -> None:

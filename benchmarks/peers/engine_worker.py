@@ -30,7 +30,7 @@ class EngineWorker:
             name: read_manifest(Path(folder)).digest for name, folder in order.adapters.items()
         }
         folders = {self._digests[name]: Path(folder) for name, folder in order.adapters.items()}
-        backbone = load_backbone(spec, cast(DtypeName, order.dtype), fuse=True)
+        backbone = load_backbone(spec, cast(DtypeName, order.dtype), device=order.device, fuse=True)
         self._engine = Engine(backbone, folders.__getitem__, _limits(order.options))
 
     def run(self, work: Work) -> Outcome:

@@ -26,7 +26,7 @@ class PeftWorker:
             order.backbone, dtype=getattr(torch, order.dtype)
         )
         base.generation_config.eos_token_id = None
-        self._model = with_adapters(base, order.adapters)
+        self._model = with_adapters(base, order.adapters).to(order.device)
 
     @torch.inference_mode()
     def run(self, work: Work) -> Outcome:
@@ -36,7 +36,7 @@ class PeftWorker:
         return Outcome(time.perf_counter() - begin, outputs)
 
     def _generate(self, rows: list[WorkRow]) -> list[list[int]]:
-        ids = torch.tensor([row.token_ids for row in rows])
+        ids = torch.tensor([row.token_ids for row in rows], device=self._model.device)
         out = self._model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -49,7 +49,7 @@ class PeftWorker:
         return [self._force(row) for row in rows]
 
     def _force(self, row: WorkRow) -> list[int]:
-        ids = torch.tensor([row.token_ids])
+        ids = torch.tensor([row.token_ids], device=self._model.device)
         if row.adapter is None:
             with self._model.disable_adapter():
                 logits = self._model(ids).logits[0]

@@ -18,6 +18,7 @@ class TransformersWorker:
         self._mode = order.options["mode"]
         dtype = getattr(torch, order.dtype)
         self._model = AutoModelForCausalLM.from_pretrained(order.backbone, dtype=dtype).eval()
+        self._model.to(order.device)
         self._model.generation_config.eos_token_id = None
 
     def run(self, work: Work) -> Outcome:
@@ -29,7 +30,7 @@ class TransformersWorker:
 
     @torch.inference_mode()
     def _generate(self, rows: list[WorkRow], config: GenerationConfig) -> list[list[int]]:
-        ids = torch.tensor([row.token_ids for row in rows])
+        ids = torch.tensor([row.token_ids for row in rows], device=self._model.device)
         out = self._model.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=config
         )

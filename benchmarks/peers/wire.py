@@ -19,6 +19,7 @@ class Load:
         backbone: folder of the model.
         adapters: PEFT folders by name.
         options: what only this kind of worker knows, such as the engine's limits.
+        device: as torch names it.
     """
 
     backbone: str
@@ -26,6 +27,7 @@ class Load:
     threads: int
     adapters: dict[str, str]
     options: dict[str, int | str] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)

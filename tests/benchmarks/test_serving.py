@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
+from rich.console import Console
 
 from benchmarks.serving import run_serving
-from benchmarks.session import Options
+from benchmarks.session import Options, Session
+from benchmarks.workloads.gpu import run_gpu
 
 WANTED = {
     "W1": {("engine", 16), ("peft adapter_names", 16), ("transformers generate", 0)},
@@ -14,6 +17,12 @@ WANTED = {
     "W4": {("engine", 5), ("engine", 20)},
     "W4 memory": {("engine", 5), ("engine", 20)},
     "W4 cliff": {("engine, 8 slots", 8), ("engine, 8 slots", 16)},
+    "GPU": {
+        ("engine", 1),
+        ("engine", 8),
+        ("peft adapter_names", 8),
+        ("engine, bare backbone", 0),
+    },
     "W6": {("engine, prefix cache", 1), ("engine, no cache", 1)},
 }
 
@@ -24,7 +33,7 @@ def saved(tmp_path_factory, decoder_folder, encoder_folder):
     options = Options(
         str(decoder_folder), str(encoder_folder), "float32", threads=1, runs=1, is_quick=True
     )
-    run_serving(options, ["W1", "W2", "W4", "W6"], root / "home", root / "report.json")
+    run_serving(options, ["W1", "W2", "W4", "W6", "GPU"], root / "home", root / "report.json")
     return json.loads((root / "report.json").read_text())
 
 
@@ -46,3 +55,10 @@ def test_each_workload_has_its_systems(saved, workload):
         assert row["value"] > 0
         assert len(row["runs"]) == 1
         assert len(row["ratios"]) == len(rows) - 1
+
+
+def test_without_a_gpu_its_workload_is_left_out_and_the_reader_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    session = Session(Options(), tmp_path / "home", tmp_path, Console(quiet=True))
+    assert run_gpu(session) == []
+    assert "no CUDA device" in session.notes[0]

@@ -56,6 +56,14 @@ def test_a_step_that_fails_ends_its_rows_and_the_engine_goes_on(household):
     assert outputs(asyncio.run(home.calls.run([row("c", 5, 6)]))) == [(5, 6)]
 
 
+def test_a_lost_device_ends_its_process_and_the_next_one_answers(household):
+    home = household(EchoEngine(), EchoEngine())
+    with pytest.raises(Unavailable):
+        asyncio.run(home.calls.run([row("a", 4), row("b", 5, 6)]))
+    wait_until(lambda: home.num_ready == 2)
+    assert outputs(asyncio.run(home.calls.run([row("c", 5, 6)]))) == [(5, 6)]
+
+
 def test_parts_of_a_streaming_row_come_before_its_result(household):
     home = household()
 

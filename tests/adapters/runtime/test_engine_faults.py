@@ -272,6 +272,49 @@ def test_a_pass_that_does_not_fit_the_devices_memory_is_split(
             assert_same(left, right)
 
 
+def test_a_language_head_that_does_not_fit_the_devices_memory_is_split(
+    engine, decoder_tokenizer, monkeypatch
+):
+    rows = rows_of(decoder_tokenizer, [None, "summary", "two", "other", "summary", None])
+    engine.run(rows)
+    expected = engine.run(rows)
+    head, sizes = engine.backbone.next_token_logits, []
+
+    def fits_two(hidden_ND):
+        sizes.append(len(hidden_ND))
+        if len(hidden_ND) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return head(hidden_ND)
+
+    monkeypatch.setattr(engine.backbone, "next_token_logits", fits_two)
+    for left, right in zip(engine.run(rows), expected, strict=True):
+        assert_same(left, right)
+    assert max(sizes) > 2
+
+    def fits_none(hidden_ND):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.backbone, "next_token_logits", fits_none)
+    for row, left, right in zip(rows, engine.run(rows), expected, strict=True):
+        if row.generation:
+            assert isinstance(left.error, Overloaded)
+        else:
+            assert_same(left, right)
+
+
+@pytest.mark.parametrize("where", ["_forward.run", "_answers.read"])
+def test_a_lost_device_is_not_taken_for_rows_that_fail(
+    engine, decoder_tokenizer, monkeypatch, where
+):
+    def fail(_):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    part, method = where.split(".")
+    monkeypatch.setattr(getattr(engine, part), method, fail)
+    with pytest.raises(torch.AcceleratorError):
+        engine.run(rows_of(decoder_tokenizer, [None]))
+
+
 def test_a_row_that_cannot_be_divided_is_not_held_up_by_one_that_generates(
     decoder_spec, decoder_tokenizer, bundles
 ):

@@ -84,15 +84,19 @@ def test_a_second_preparation_is_instant_and_changes_nothing(home):
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_in_bf16_company_changes_no_answer_but_near_ties(home, trained):
+@pytest.mark.parametrize(
+    ("by_kernels", "num_texts"), [(True, 150), (False, 100)], ids=["as served", "by torch alone"]
+)
+def test_in_bf16_company_changes_no_answer_but_near_ties(home, trained, by_kernels, num_texts):
     """Labels and spans of a real split, mixed against alone; generation by teacher forcing on the solo tokens."""
     spec = describe_backbone(packaged_folder(DEFAULT_BACKBONE, home), DEFAULT_BACKBONE)
     for name, task in (("spans", answerer()), ("writes", summarizer())):
         save_bundle(home / name, spec, task, last_layers=2, alpha=1)
     folders = {"labels": trained / "bundle", "spans": home / "spans", "writes": home / "writes"}
-    engine = Engine(load_backbone(spec, "bfloat16", fuse=True), folders.__getitem__)
+    backbone = load_backbone(spec, "bfloat16", fuse=by_kernels)
+    engine = Engine(backbone, folders.__getitem__, use_kernels=by_kernels)
     tokenizer = load_tokenizer(spec.folder)
-    lines = (DATA / "sentence_polarity" / "test.jsonl").read_text().splitlines()[:150]
+    lines = (DATA / "sentence_polarity" / "test.jsonl").read_text().splitlines()[:num_texts]
     texts = [json.loads(line)["text"] for line in lines]
     rows = [
         Row(f"{kind}-{i}", tokenizer.encode(text).ids, kind)
@@ -101,7 +105,7 @@ def test_in_bf16_company_changes_no_answer_but_near_ties(home, trained):
     ]
     writers = [
         Row(f"w{i}", tokenizer.encode(text).ids, "writes", Generation(16, ()))
-        for i, text in enumerate(texts[:20])
+        for i, text in enumerate(texts[:12])
     ]
     alone = {row.row_id: engine.run([row])[0].output for row in [*rows, *writers]}
     mixed = engine.run([*rows, *writers])

@@ -144,6 +144,19 @@ class RowOutput:
     embedding: np.ndarray[Any, np.dtype[np.float32]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One validation example as the engine answered it: what a task is calibrated by.
+
+    ``parts`` and ``outputs`` are those of one request, see `Task.encode_parts`.
+    """
+
+    request: Any
+    target: Any
+    parts: list[Encoded]
+    outputs: list[RowOutput]
+
+
 RequestT = TypeVar("RequestT", bound=BaseModel)
 TargetT = TypeVar("TargetT", bound=BaseModel)
 OptionsT = TypeVar("OptionsT", bound=TaskOptions)
@@ -203,6 +216,26 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
         self, tokenizer: Tokenizer, request: RequestT, encoded: Encoded, output: RowOutput
     ) -> dict[str, Any]:
         """Return the answer as DESIGN section 5 words it."""
+
+    def encode_parts(
+        self, tokenizer: Tokenizer, request: RequestT, parameters: ParametersT, max_tokens: int
+    ) -> list[Encoded]:
+        """Turn a request into the rows that answer it together: one, unless a task reads long texts in parts."""
+        return [self.encode(tokenizer, request, parameters, max_tokens)]
+
+    def postprocess_parts(
+        self,
+        tokenizer: Tokenizer,
+        request: RequestT,
+        parts: Sequence[Encoded],
+        outputs: Sequence[RowOutput],
+    ) -> dict[str, Any]:
+        """Return the one answer of a request's rows, in the order of `encode_parts`."""
+        return self.postprocess(tokenizer, request, parts[0], outputs[0])
+
+    def calibrated(self, tokenizer: Tokenizer, observed: Sequence[Observation]) -> dict[str, Any]:
+        """Return the options with what a validation split decides, such as a temperature or a threshold."""
+        return self.options.model_dump()
 
     @abstractmethod
     def score(

@@ -21,6 +21,8 @@ from adapters.runtime.kernels import Kernels
 from adapters.runtime.pack import Group, Pack
 
 PACKED = "headstock_packed"
+# Beyond it torch's fused attention is faster in training, too, and weights of all pairs take much memory.
+_LONGEST_BY_PRODUCTS = 384
 
 
 def packed_attention(
@@ -149,6 +151,10 @@ def _attend_group(
         assert not causal, "rows of a windowed decoder have a past, which no window bounds here"
         near_LL = _near(query.shape[2], window, query.device)
         mask = near_LL if mask is None else mask & near_LL
+    if query.requires_grad and query.shape[2] <= _LONGEST_BY_PRODUCTS:
+        out_BHLD = _attend_by_products(query, key, value, mask, causal, scaling, dropout)
+        out_NHD = out_BHLD.transpose(1, 2).flatten(0, 1)
+        return out_NHD if group.keep_N is None else out_NHD.index_select(0, group.keep_N)
     # Padding stands at a row's end, so under a causal mask no real token can see it.
     out_BHLD = scaled_dot_product_attention(
         query,
@@ -162,6 +168,32 @@ def _attend_group(
     )
     out_NHD = out_BHLD.transpose(1, 2).flatten(0, 1)
     return out_NHD if group.keep_N is None else out_NHD.index_select(0, group.keep_N)
+
+
+def _attend_by_products(
+    query_BHLD: Tensor,
+    key_BKLD: Tensor,
+    value_BKLD: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Return ``[B, H, L, D]`` by plain products, whose gradient is several times faster on a CPU for short rows."""
+    rows, heads, length, size = query_BHLD.shape
+    num_kv = key_BKLD.shape[1]
+    # The heads that share a key-value head become its queries, and nothing is repeated.
+    query = query_BHLD.reshape(rows, num_kv, -1, size) * (
+        size**-0.5 if scaling is None else scaling
+    )
+    scores = (query @ key_BKLD.transpose(2, 3)).float().view(rows, heads, length, length)
+    if causal:
+        mask = query.new_ones((length, length), dtype=torch.bool).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(-1).to(query.dtype).view(rows, num_kv, -1, length)
+    weights = nn.functional.dropout(weights, dropout)
+    return (weights @ value_BKLD).view(rows, heads, length, size)
 
 
 def _near(length: int, window: int, device: torch.device) -> Tensor:

@@ -175,7 +175,7 @@ def wrap_linears(
         kernels: what may compute fused layers.
     """
     groups: list[LinearGroup] = []
-    for names in _groups_of(layers) if fuse else [(name,) for name in layers]:
+    for names in sibling_groups(layers) if fuse else [(name,) for name in layers]:
         members = [layers[name] for name in names]
         widths = torch.tensor([output_size(member) for member in members])
         can_fuse = fuse and not isinstance(members[0], QuantizedLinear)
@@ -221,7 +221,7 @@ def input_size(layer: nn.Module) -> int:
     return int(layer.in_features if isinstance(layer, nn.Linear) else layer.nx)  # type: ignore[arg-type]
 
 
-def _groups_of(layers: dict[str, nn.Module]) -> list[tuple[str, ...]]:
+def sibling_groups(layers: dict[str, nn.Module]) -> list[tuple[str, ...]]:
     """Return the layers' paths, those that read the same input together."""
     groups: list[tuple[str, ...]] = []
     grouped: set[str] = set()

@@ -91,7 +91,7 @@ def put_in_kernels(model: nn.Module, kernels: Kernels, *, is_packed: bool) -> No
         kind = type(module).__name__
         if kind in NORMS:
             replace(model, path, KernelNorm(module, kernels))
-        elif kind in GATED and _is_silu(module) and _is_fused(module.gate_proj, module.up_proj):
+        elif kind in GATED and is_silu(module) and _is_fused(module.gate_proj, module.up_proj):
             replace(model, path, KernelMlp(module, kernels))
         elif kind in ATTENTIONS and is_packed and _has_fused_input(module):
             replace(model, path, KernelAttention(module, kernels))
@@ -101,7 +101,8 @@ def _has_fused_input(attention: Any) -> bool:
     return _is_fused(attention.q_proj, attention.k_proj, attention.v_proj)
 
 
-def _is_silu(mlp: Any) -> bool:
+def is_silu(mlp: Any) -> bool:
+    """Tell whether a gated MLP's activation is SiLU."""
     return isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
 
 

@@ -1,0 +1,103 @@
+"""What training computes with is what stock peft and the library's own model code compute, gradients included."""
+
+import pytest
+import torch
+
+from adapters.backbone import describe_backbone, load_backbone
+from adapters.tasks.base import Labelled
+from tests.bundles import classifier
+from tests.tiny import save_backbone
+from training.contract import LoraSettings
+from training.lora_layers import _LoraProduct
+from training.trainer import build_trainee
+
+ROWS = [Labelled([7 + i, 20, 30 + i, 9, *range(40, 40 + i)], [i % 2]) for i in range(6)]
+SETTINGS = {
+    "all": LoraSettings(rank=4),
+    "some": LoraSettings(rank=4, target_modules=["q_proj", "v_proj", "query", "c_attn", "up_proj"]),
+    "last": LoraSettings(rank=3, alpha=7, last_layers=1),
+}
+
+
+def loss_and_gradients(trainee):
+    loss, _ = trainee.loss(ROWS)
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in trainee.parameters().items()}
+    for parameter in trainee.parameters().values():
+        parameter.grad = None
+    return loss.detach(), found
+
+
+def made(tmp_path, model_type, dtype, settings):
+    spec = describe_backbone(save_backbone(tmp_path / model_type, model_type))
+    backbone = load_backbone(spec, dtype)
+    trainee = build_trainee(backbone, settings, classifier().head(spec.family), 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainee.parameters().values():
+            parameter.normal_(0, 0.1, generator=generator)
+    backbone.model.eval()  # no dropout of the backbone's own, which would draw anew each time
+    return trainee
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gpt2", "bert", "modernbert"])
+def test_in_fp32_loss_and_gradients_are_those_of_stock_peft(tmp_path, model_type, settings):
+    if model_type == "modernbert" and settings == "some":
+        pytest.skip("has none of these modules")
+    trainee = made(tmp_path, model_type, "float32", SETTINGS[settings])
+    ours = loss_and_gradients(trainee)
+    trainee.undo()
+    stock = loss_and_gradients(trainee)
+    torch.testing.assert_close(ours[0], stock[0], atol=1e-4, rtol=1e-5)
+    assert ours[1].keys() == stock[1].keys()
+    for name, gradient in stock[1].items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(ours[1][name], gradient, atol=2e-4 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_in_bf16_gradients_are_as_near_to_fp32s_as_stock_pefts(tmp_path, model_type):
+    exact = loss_and_gradients(made(tmp_path, model_type, "float32", SETTINGS["all"]))[1]
+    trainee = made(tmp_path, model_type, "bfloat16", SETTINGS["all"])
+    ours = loss_and_gradients(trainee)[1]
+    trainee.undo()
+    stock = loss_and_gradients(trainee)[1]
+
+    def distance(found):
+        return sum(
+            float((found[n].float() - exact[n]).norm() / exact[n].norm()) for n in exact
+        ) / len(exact)
+
+    assert all(gradient.dtype == torch.float32 for gradient in ours.values())
+    assert distance(ours) <= 1.3 * distance(stock)
+
+
+def test_dropout_changes_the_low_rank_part_only():
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape):
+        return torch.randn(shape, generator=generator).requires_grad_()
+
+    x, dropped, weight, bias = leaf(5, 6), leaf(5, 6), leaf(7, 6).detach(), leaf(7).detach()
+    a1, b1, a2, b2 = leaf(2, 6), leaf(3, 2), leaf(1, 6), leaf(4, 1)
+    places = ((0, 3, 0.5), (3, 4, 2.0))
+    ours = _LoraProduct.apply(x, dropped, weight, bias, places, a1, b1, a2, b2)
+    low = [0.5 * dropped @ a1.T @ b1.T, 2.0 * dropped @ a2.T @ b2.T]
+    expected = x @ weight.T + bias + torch.cat(low, dim=1)
+    torch.testing.assert_close(ours, expected)
+    upstream = torch.randn(5, 7, generator=generator)
+    leaves = (x, dropped, a1, b1, a2, b2)
+    for left, right in zip(
+        torch.autograd.grad(ours, leaves, upstream),
+        torch.autograd.grad(expected, leaves, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(left, right)
+
+
+def test_frozen_weights_are_held_once(tmp_path):
+    trainee = made(tmp_path, "llama", "float32", SETTINGS["all"])
+    layer = trainee.backbone.model.model.layers[0].self_attn
+    q, k = layer.q_proj.base_layer.weight, layer.k_proj.base_layer.weight
+    assert q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()

@@ -60,7 +60,7 @@ def _measure(device: str) -> DtypeName:
     import torch
 
     if device != "cpu":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     for _ in range(_TRIALS):  # in turn, so that a busy moment hits both
         for dtype in seconds:

@@ -71,6 +71,8 @@ def is_better(
                 return False
             ours += trial.seconds(trial.kernel)
             theirs += trial.seconds(trial.dense)
+    except torch.AcceleratorError:  # the device is lost, for torch as well
+        raise
     except Exception as error:
         # Triton compiles here: what a compiler, a driver and a new GPU can raise is no closed list.
         logger.warning("The Triton kernel can't be used (%r); torch runs instead.", error)

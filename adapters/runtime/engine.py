@@ -280,8 +280,9 @@ class Engine:
 
     def _read(self, done: Pass) -> None:
         self._count(done.parts)
-        for part in done.parts:
-            self._places.computed(part)
+        is_sound = bool(done.hidden_TD.isfinite().all())
+        for i, part in enumerate(done.parts):
+            self._places.computed(part, is_sound or bool(done.hidden_of(i).isfinite().all()))
         for active, outcome in self._answers.read(done):
             if isinstance(outcome, RowPart):
                 self._finished.append(outcome)

@@ -8,9 +8,11 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,28 +233,56 @@ def load_kernels(home: Path | None = None) -> Kernels | None:
         home: where compiled kernels are kept.
     """
     folder = (home or default_home()) / "kernels"
-    compiler = (
-        os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    )
-    if compiler is None:
+    compiler = _compiler()
+    if not compiler:
         logger.warning("No C compiler found; adapters run on torch alone, slower. Install gcc.")
         return None
     try:
         path = folder / f"{_identity(compiler)}.so"
-        if not path.is_file():
+        if not _is_whole(path):
             _compile(compiler, path)
         return Kernels(ctypes.CDLL(str(path)))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("The CPU kernels can't be used (%s); torch runs instead, slower.", error)
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or b""
+        reason = f"{error} {said.decode(errors='replace')[-500:]}".strip()
+        logger.warning("The CPU kernels can't be used (%s); torch runs instead, slower.", reason)
         return None
 
 
-def _identity(compiler: str) -> str:
+def _compiler() -> list[str]:
+    """Return the command that compiles C, with its own arguments; empty if there is none."""
+    given = os.environ.get("CC")
+    if given:
+        return shlex.split(given)
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return [found] if found else []
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a compiled file is as it was written: a damaged one would end the process that loads it."""
+    try:
+        return _sum_of(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return False
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _identity(compiler: Sequence[str]) -> str:
     """Return a name for what the compiler would make here: sources, flags, compiler and processor decide it."""
     sha = hashlib.sha256()
     for name in SOURCES:
         sha.update((Path(__file__).parent / name).read_bytes())
-    sha.update(" ".join((*_FLAGS, compiler, platform.machine(), _processor())).encode())
+    version = subprocess.run(
+        [*compiler, "--version"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=_COMPILE_SECONDS,
+    ).stdout
+    sha.update(" ".join((*_FLAGS, *compiler, version, platform.machine(), _processor())).encode())
     return sha.hexdigest()[:24]
 
 
@@ -265,18 +295,22 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: Sequence[str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).parent / SOURCES[0]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         subprocess.run(
-            [compiler, *_FLAGS, str(source), "-o", str(made), "-lm"],
+            [*compiler, *_FLAGS, str(source), "-o", str(made), "-lm"],
             check=True,
             capture_output=True,
             timeout=_COMPILE_SECONDS,
         )
+        digest = hashlib.sha256(made.read_bytes()).hexdigest()
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
         made.replace(path)  # at once, for another process may be doing the same
+    _sum_of(path).write_text(digest)
 
 
 def _function(library: ctypes.CDLL, name: str, kinds: str) -> Any:

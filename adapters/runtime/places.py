@@ -91,10 +91,18 @@ class Places:
         num_done = len(match.blocks) * BLOCK
         return Active(row, blocks, keys, num_done, is_whole=not self._is_causal)
 
-    def computed(self, part: Part) -> None:
-        """Note that a part has been through the backbone; its full blocks can be read by others now."""
+    def computed(self, part: Part, is_sound: bool) -> None:
+        """Note that a part has been through the backbone; its full blocks can be read by others now.
+
+        Args:
+            is_sound: all its numbers are finite. Else its blocks stay its own: a masked NaN is still a NaN, so that
+                even what stands before the bad token may be spoiled, and would be for every row that begins alike.
+        """
         active = part.active
         active.num_done += part.num_new
+        if self.prefix is not None and not is_sound:
+            self.prefix.withdraw(active.keys, active.blocks)
+            active.keys = []
         if self.prefix is not None and active.keys:
             self.prefix.publish(active.keys[: active.num_done // BLOCK], active.blocks)
 

@@ -25,9 +25,13 @@ class Match:
 
 
 def chain_keys(adapter: str | None, token_ids: Sequence[int]) -> list[bytes]:
-    """Return a key for each full block of a prompt; its last token is left to be computed, for its logits."""
+    """Return a key for each full block of a prompt.
+
+    Its last token is left to be computed, for its logits, and one more: a single token would be computed as decoding
+    rows are, whose last bits differ, and a prompt would be answered otherwise the second time.
+    """
     key, keys = (adapter or "").encode(), []
-    for start in range(0, (len(token_ids) - 1) // BLOCK * BLOCK, BLOCK):
+    for start in range(0, (len(token_ids) - 2) // BLOCK * BLOCK, BLOCK):
         sha = hashlib.sha256(key)
         sha.update(array("q", token_ids[start : start + BLOCK]).tobytes())
         key = sha.digest()

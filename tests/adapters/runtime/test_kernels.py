@@ -205,6 +205,26 @@ def test_without_a_compiler_there_are_no_kernels_and_the_log_says_so(tmp_path, m
     assert "No C compiler" in caplog.text
 
 
+@pytest.mark.parametrize("damage", [b"", b"\0" * 4096, None])
+def test_a_damaged_file_is_compiled_again(tmp_path, damage):
+    if load_kernels.__wrapped__(tmp_path) is None:
+        pytest.skip("no C compiler on this machine")
+    (made,) = (tmp_path / "kernels").glob("*.so")
+    whole = made.read_bytes()
+    other = tmp_path / "other"  # never write into a file that this process has mapped
+    other.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    other.replace(made)
+    assert load_kernels.__wrapped__(tmp_path) is not None
+    assert len(made.read_bytes()) == len(whole)
+
+
+def test_a_compiler_may_have_arguments(tmp_path, monkeypatch):
+    if load_kernels() is None:
+        pytest.skip("no C compiler on this machine")
+    monkeypatch.setenv("CC", "env cc")
+    assert load_kernels.__wrapped__(tmp_path) is not None
+
+
 def test_a_compiler_that_fails_is_no_error(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CC", "false")
     assert load_kernels.__wrapped__(tmp_path) is None

@@ -45,6 +45,41 @@ def test_answers_are_those_without_a_cache_and_the_context_is_computed_once(
     assert plain.stats.tokens - sharing.stats.tokens >= 8 * (context - 2 * BLOCK)
 
 
+@pytest.mark.parametrize("length", [2 * BLOCK + 1, 3 * BLOCK + 1, 3 * BLOCK + 2])
+def test_a_prompt_is_answered_the_same_the_second_time_to_the_last_bit(
+    decoder_spec, bundles, length
+):
+    limits = EngineLimits(prefix_bytes=2**20)
+    engine = Engine(load_backbone(decoder_spec, "float32", fuse=True), bundles.__truediv__, limits)
+    generation = Generation(4, (), num_logprobs=5)
+    for seed in range(4):
+        ids = [(7 * i + 31 * seed) % 300 + 5 for i in range(length)]
+        first, second = (
+            engine.run([Row(name, ids, "summary", generation)])[0].output for name in "ab"
+        )
+        assert first.logprobs == second.logprobs
+    assert engine._places.prefix.num_hits > 0
+
+
+@pytest.mark.parametrize("by_kernels", [True, False])
+@pytest.mark.parametrize("chunk", [2 * BLOCK + 8, 256])
+def test_a_row_whose_numbers_are_not_finite_leaves_nothing_to_rows_that_begin_alike(
+    decoder_spec, by_kernels, chunk
+):
+    backbone = load_backbone(decoder_spec, "float32")
+    with torch.no_grad():
+        backbone.model.get_input_embeddings().weight[50] = float("nan")
+    limits = EngineLimits(prefix_bytes=2**19, step_tokens=chunk, chunk_tokens=chunk)
+    engine = Engine(backbone, lambda name: name, limits, use_kernels=by_kernels)
+    begin = [5 + i % 40 for i in range(3 * BLOCK)]
+    spoiled = Row("spoiled", [*begin, *[50] * 3, *[70] * 20], None, Generation(3, ()))
+    waits = Row("waits", [*begin, *[72] * 20], None, Generation(3, ()))
+    results = engine.run([spoiled, waits])
+    later = engine.run([Row("later", [*begin, *[71] * 20], None, Generation(3, ()))])[0]
+    assert [result.error is None for result in results] == [False, True]
+    assert later.error is None
+
+
 def test_another_adapter_shares_nothing(decoder_spec, bundles, decoder_tokenizer):
     engine = make(decoder_spec, bundles, 2**20)
     engine.run(rows_about(decoder_tokenizer, None, ["Who?"]))
@@ -68,10 +103,10 @@ def test_rows_that_end_early_leave_no_promise_behind(decoder_spec, bundles, deco
 
 
 def test_keys_differ_with_adapter_and_with_all_that_stands_before():
-    ids = list(range(3 * BLOCK + 1))
+    ids = list(range(3 * BLOCK + 2))
     keys = chain_keys("a", ids)
     assert len(keys) == 3
-    assert len(chain_keys("a", ids[:-1])) == 2, "the last token is computed, for its logits"
+    assert len(chain_keys("a", ids[:-1])) == 2, "two tokens are computed: one alone is decoding"
     assert chain_keys("a", [*ids[: 2 * BLOCK], 9, 9])[:2] == keys[:2]
     assert not set(keys) & set(chain_keys("b", ids))
     assert not set(keys) & set(chain_keys("a", [99, *ids[1:]]))
@@ -106,7 +141,7 @@ def test_whatever_happens_each_block_is_free_or_held_and_a_shared_one_holds_the_
         elif running and action == "advance":
             active = running[i % len(running)]
             if active.num_pending:
-                places.computed(Part(active, active.num_pending))
+                places.computed(Part(active, active.num_pending), True)
                 ids = tuple(active.row.token_ids)
                 for n, block in enumerate(active.blocks):
                     content.setdefault(block, None)

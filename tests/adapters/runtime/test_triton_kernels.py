@@ -128,6 +128,15 @@ def test_a_kernel_that_does_not_work_is_not_chosen_and_the_log_says_why(kernel, 
     assert said in caplog.text
 
 
+def test_a_lost_device_is_not_taken_for_a_kernel_that_does_not_work():
+    class Lost(Wrong):
+        def add_lora(self, x_TI, out_TO, tiles_N3, table, group, widths):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(torch.AcceleratorError):
+        is_better(Lost(), [(64, 32)], torch.float32, DEVICE)
+
+
 def test_a_kernel_that_is_right_and_faster_is_chosen():
     quick = Quick()
     for inputs, outputs in [(512, 256), (256, 512)]:

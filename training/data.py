@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
-import fsspec
 from pydantic import BaseModel, ValidationError
 
 from adapters.errors import InvalidData
-from adapters.tasks.catalog import AnyTask
+from adapters.tasks.catalog import AnyTask, task_class
 from adapters.tensors import canonical_digest
 from adapters.validation import first_problem
+from training.columns import Columns, detect_task, find_columns, pick
+from training.records import Fault, Record, file_name, read_records, stored_class_names
+from training.shapes import shape
 
 MAX_PROBLEMS = 50
-MAX_CELL_CHARACTERS = 16 * 2**20
+_HEAD_ROWS = 100  # columns are judged by so many records
+_MAX_CLASS_NUMBER = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,64 +34,162 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with one line of a file."""
+    """What is wrong with one line of a file; of Parquet, ``line`` is the row."""
 
     line: int
+    kind: str
     message: str
 
 
-def read_examples(url: str, task: type[AnyTask]) -> tuple[list[Example], list[Problem]]:
-    """Return a file's examples and the lines that are no examples (the first `MAX_PROBLEMS`).
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of examples as it was read.
 
-    Fields that the task does not know, such as an id, are passed over.
+    Args:
+        problems: the lines that are no examples, the first `MAX_PROBLEMS` of them.
+        problem_counts: all of them, by kind.
+    """
+
+    url: str
+    columns: Columns
+    examples: list[Example] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    problem_counts: Counter[str] = field(default_factory=Counter)
+
+    def validate(self) -> None:
+        """Raise `InvalidData`, naming the first one, if a line is bad, and also if there are no rows."""
+        name = file_name(self.url)
+        if self.problems:
+            first, count = self.problems[0], self.problem_counts.total()
+            more = f" ({count} bad lines in all)" if count > 1 else ""
+            raise InvalidData(f"Line {first.line} of '{name}': {first.message}{more}", param="data")
+        if not self.examples:
+            raise InvalidData(f"'{name}' holds no rows. Give it one example a line.", param="data")
+
+
+def read_examples(
+    url: str,
+    task: str | None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> DataFile:
+    """Return a file's examples and the lines that are none.
+
+    Args:
+        task: the task's name; None tells it by the columns' names.
+        columns: our field to the file's column, where its name doesn't tell.
+        class_names: what numbers in the column of labels or tags stand for, from 0.
 
     Raises:
-        InvalidData: the file can't be read at all.
+        InvalidData: the file can't be read at all, or its columns don't fit the task.
     """
-    examples: list[Example] = []
-    problems: list[Problem] = []
-    for line, record in _records(url):
-        if isinstance(record, str):
-            problems.append(Problem(line, record))
-        else:
-            try:
-                examples.append(_example(record, task, line))
-            except ValidationError as error:
-                problems.append(Problem(line, first_problem(error)[0]))
-        if len(problems) >= MAX_PROBLEMS:
-            break
-    return examples, problems
+    records = read_records(url)
+    head = list(islice(records, _HEAD_ROWS))
+    found = _columns(url, task, head, columns or {}, class_names)
+    file = DataFile(url, found)
+    _fill(file, chain(head, records))
+    return file
 
 
-def load_examples(url: str, task: type[AnyTask]) -> list[Example]:
-    """Return a file's examples.
+def load_examples(url: str, task: str, **options: Any) -> list[Example]:
+    """Return a file's examples; the options are those of `read_examples`.
 
     Raises:
         InvalidData: a line is bad; the message names the first one.
     """
-    examples, problems = read_examples(url, task)
-    if problems:
-        more = f" ({len(problems)} bad lines in all)" if len(problems) > 1 else ""
-        raise InvalidData(
-            f"Line {problems[0].line} of '{_name(url)}': {problems[0].message}{more}", param="data"
-        )
-    if not examples:
-        raise InvalidData(
-            f"'{_name(url)}' holds no rows. Give it one example a line.", param="data"
-        )
-    return examples
+    file = read_examples(url, task, **options)
+    file.validate()
+    return file.examples
 
 
-def fingerprint(examples: list[Example]) -> str:
+def fingerprint(examples: Iterable[Example]) -> str:
     """Return a SHA-256 over the examples' content, whatever the file's form."""
     return canonical_digest(
         [[example.request.model_dump(), example.target.model_dump()] for example in examples]
     )
 
 
-def _example(record: dict[str, Any], task: type[AnyTask], line: int) -> Example:
+def _columns(
+    url: str,
+    task: str | None,
+    head: Sequence[tuple[int, Record | Fault]],
+    given: Mapping[str, str],
+    class_names: Sequence[str] | None,
+) -> Columns:
+    seen = [record for _, record in head if not isinstance(record, Fault)]
+    if not seen:  # nothing to judge by; what the lines hold instead is told line by line
+        return Columns(task or "unknown", {})
+    try:
+        name = task or detect_task(seen, given)
+        found = find_columns(name, seen, given, stored_class_names(url))
+    except InvalidData as error:
+        raise InvalidData(f"'{file_name(url)}': {error.message}", param=error.param) from None
+    _name_classes(found, seen, class_names)
+    return found
+
+
+def _name_classes(
+    columns: Columns, head: Sequence[Record], class_names: Sequence[str] | None
+) -> None:
+    """Add the names of numbered classes: given ones, or the numbers themselves where all labels are numbers."""
+    for ours in ("label", "labels", "tags"):
+        if ours not in columns.fields:
+            continue
+        if class_names is not None:
+            columns.class_names[ours] = list(class_names)
+        elif ours != "tags" and ours not in columns.class_names:
+            values = [pick(record, columns.fields[ours]) for record in head]
+            numbers = list(chain.from_iterable(v if isinstance(v, list) else [v] for v in values))
+            if numbers and all(_is_class_number(number) for number in numbers):
+                columns.class_names[ours] = [str(i) for i in range(_MAX_CLASS_NUMBER)]
+
+
+def _is_class_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_CLASS_NUMBER
+
+
+def _fill(file: DataFile, records: Iterable[tuple[int, Record | Fault]]) -> None:
+    for line, each in _examples(file.columns, records):
+        if isinstance(each, Example):
+            file.examples.append(each)
+            continue
+        file.problem_counts[each.kind] += 1
+        if len(file.problems) < MAX_PROBLEMS:
+            file.problems.append(Problem(line, each.kind, each.message))
+
+
+def _examples(
+    columns: Columns, records: Iterable[tuple[int, Record | Fault]]
+) -> Iterator[tuple[int, Example | Fault]]:
+    for line, record in records:
+        if isinstance(record, Fault):
+            yield line, record
+            continue
+        try:
+            yield line, _example(record, columns, line)
+        except ValidationError as error:
+            yield line, _fault(error, columns)
+
+
+def _fault(error: ValidationError, columns: Columns) -> Fault:
+    message, path = first_problem(error)
+    what = {"missing": "missing", "string_too_short": "empty", "string_pattern_mismatch": "empty"}
+    ours = path.split(".")[0]
+    kind = f"{what.get(error.errors()[0]['type'], 'wrong')} '{ours}'"
+    theirs = columns.fields.get(ours, ours)
+    source = "" if theirs == ours else f" (It is read from '{theirs}'.)"
+    if ours == "tags" and ours not in columns.class_names and "valid string" in message:
+        source += " Numbers need their names: set data.class_names (--class-name)."
+    return Fault(kind, message + source)
+
+
+def _example(record: Record, columns: Columns, line: int) -> Example:
+    task: type[AnyTask] = task_class(columns.task)
+    shaped = shape(record, columns)
+
     def part(model: type[BaseModel]) -> BaseModel:
-        known = {name: record[name] for name in model.model_fields if name in record}
+        known = {name: shaped[name] for name in model.model_fields if name in shaped}
         # Nothing known: show the record's own fields, so that a misspelt one is seen.
         return model.model_validate(known or record)
 
@@ -99,7 +199,7 @@ def _example(record: dict[str, Any], task: type[AnyTask], line: int) -> Example:
         raise _with_whole_record(error, record) from None
 
 
-def _with_whole_record(error: ValidationError, record: dict[str, Any]) -> ValidationError:
+def _with_whole_record(error: ValidationError, record: Record) -> ValidationError:
     details = [
         {**item, "input": record} if item["type"] == "missing" and len(item["loc"]) == 1 else item
         for item in error.errors(include_url=False)
@@ -109,58 +209,3 @@ def _with_whole_record(error: ValidationError, record: dict[str, Any]) -> Valida
         for d in details
     ]
     return ValidationError.from_exception_data(error.title, known)
-
-
-def _records(url: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield line number and record, or line number and what is wrong with it."""
-    suffix = PurePosixPath(url).suffix.lower()
-    readers = {".jsonl": _json_lines, ".csv": _csv_rows}
-    if suffix not in readers:
-        raise InvalidData(
-            f"'{_name(url)}' ends in '{suffix}'; examples come as .jsonl or .csv.", param="data"
-        )
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        with fsspec.open(url, "rt", encoding="utf-8-sig", newline="") as file:
-            yield from readers[suffix](file)
-    except FileNotFoundError as error:
-        raise InvalidData(f"No file '{url}'. Check the path.", param="data") from error
-    except (OSError, ValueError, ImportError, csv.Error) as error:
-        raise InvalidData(f"Can't read '{_name(url)}': {error}.", param="data") from error
-
-
-def _json_lines(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"'{line.strip()[:60]}' is not JSON ({error})."
-            continue
-        yield number, record if isinstance(record, dict) else f"'{line.strip()[:60]}' is no object."
-
-
-def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    csv.field_size_limit(MAX_CELL_CHARACTERS)
-    reader = csv.DictReader(file)
-    for record in reader:
-        if None in record or None in record.values():
-            columns = len(reader.fieldnames or ())
-            yield reader.line_num, f"the row does not have the header's {columns} columns."
-        else:
-            yield reader.line_num, {key: _cell(value) for key, value in record.items()}
-
-
-def _cell(value: str) -> Any:
-    """Return a cell's JSON value if it is an object or a list (``answers``, ``tokens``), else its text."""
-    if not value.startswith(("[{", "{", '["')):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-
-
-def _name(url: str) -> str:
-    return PurePosixPath(url).name

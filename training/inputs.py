@@ -39,11 +39,13 @@ def read_inputs(config: RunConfig, log: EventLog) -> Inputs:
     if config.action == "evaluate":
         if not (config.data.test and config.bundle):
             raise InvalidRequest("To evaluate, set data.test and bundle.", param="bundle")
-        return Inputs(None, [], load_examples(config.data.test, cls)[: config.data.max_test_rows])
+        return Inputs(
+            None, [], load_examples(config.data.test, config.task)[: config.data.max_test_rows]
+        )
     if not config.data.train:
         raise InvalidRequest("No training file. Set data.train.", param="data.train")
-    train = load_examples(config.data.train, cls)
-    test = load_examples(config.data.test, cls) if config.data.test else []
+    train = load_examples(config.data.train, config.task)
+    test = load_examples(config.data.test, config.task) if config.data.test else []
     for warning in check_examples(train, test):
         log.emit(EventKind.WARNING, warning)
     return Inputs(_task(config, cls, train), train, test[: config.data.max_test_rows])

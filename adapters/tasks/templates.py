@@ -29,7 +29,7 @@ class TemplateOptions(TaskOptions):
 
 class TextRequest(Strict):
     text: str = Field(min_length=1, pattern=r"\S")
-    text_pair: str | None = Field(None, min_length=1)
+    text_pair: str | None = Field(None, min_length=1, pattern=r"\S")
 
 
 def encode_text(

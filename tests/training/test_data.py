@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.errors import InvalidData
-from adapters.tasks.catalog import task_class
 from training.data import MAX_PROBLEMS, fingerprint, load_examples, read_examples
 
-TASK = task_class("text-classification")
-ANSWERING = task_class("question-answering")
+TASK = "text-classification"
+ANSWERING = "question-answering"
 GOOD = {"text": "A good film.", "label": "pos"}
 ANSWER = {"question": "Who?", "context": "Ada.", "answers": [{"text": "Ada", "answer_start": 0}]}
 
@@ -131,15 +130,33 @@ def test_a_csv_row_of_another_width_is_named_by_its_line(write, row):
 
 def test_good_rows_are_kept_beside_the_problems_and_the_problems_are_counted(write):
     path = write("rows.jsonl", json_lines("x", GOOD, "y", GOOD, {}))
-    examples, problems = read_examples(path, TASK)
-    assert ([e.line for e in examples], [p.line for p in problems]) == ([2, 4], [1, 3, 5])
+    file = read_examples(path, TASK)
+    assert [e.line for e in file.examples] == [2, 4]
+    assert [p.line for p in file.problems] == [1, 3, 5]
     with pytest.raises(InvalidData, match=r"^Line 1 .*\(3 bad lines in all\)$"):
         load_examples(path, TASK)
 
 
-def test_reading_stops_when_there_are_too_many_problems(write):
-    _, problems = read_examples(write("rows.jsonl", "x\n" * 1000), TASK)
-    assert len(problems) == MAX_PROBLEMS
+def test_the_first_problems_are_shown_and_all_are_counted_by_kind(write):
+    rows = [
+        *["x"] * 60,
+        GOOD,
+        {"text": "a"},
+        *[{**GOOD, "text": " "}] * 3,
+        [],
+        {**GOOD, "label": 1},
+    ]
+    file = read_examples(write("rows.jsonl", json_lines(*rows[:65], "[]", rows[-1])), TASK)
+    assert [problem.line for problem in file.problems] == list(range(1, MAX_PROBLEMS + 1))
+    assert file.problem_counts == {
+        "not JSON": 60,
+        "missing 'label'": 1,
+        "empty 'text'": 3,
+        "no object": 1,
+        "wrong 'label'": 1,
+    }
+    with pytest.raises(InvalidData, match=r"^Line 1 .*\(66 bad lines in all\)$"):
+        file.validate()
 
 
 @pytest.mark.parametrize(
@@ -149,9 +166,13 @@ def test_reading_stops_when_there_are_too_many_problems(write):
         ("a.jsonl", "\n \n", "'a.jsonl' holds no rows"),
         ("a.csv", "", "'a.csv' holds no rows"),
         ("a.csv", "text,label\n", "'a.csv' holds no rows"),
-        ("a.json", "[]", "ends in '.json'; examples come as .jsonl or .csv"),
+        ("a.json", "[]", "ends in '.json'; examples come as .jsonl, .csv or .parquet"),
         ("a", "", "ends in ''"),
-        ("a.jsonl", b'{"text": "\xff"}', "Can't read 'a.jsonl': 'utf-8' codec"),
+        (
+            "a.jsonl",
+            b'{"text": "\xff"}',
+            "^Line 1 of 'a.jsonl' is not UTF-8: byte '0xff' at place 11",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_as_a_whole(write, name, content, said):
@@ -182,7 +203,7 @@ def test_a_csv_cell_may_be_as_long_as_a_json_string(write):
 
 def test_a_csv_cell_may_hold_a_list_of_words(write):
     row = {"tokens": json.dumps(["Ada", "saw"]), "tags": json.dumps(["B-a", "O"])}
-    (example,) = load_examples(write("a.csv", as_csv([row])), task_class("token-classification"))
+    (example,) = load_examples(write("a.csv", as_csv([row])), "token-classification")
     assert (example.request.tokens, example.target.tags) == (["Ada", "saw"], ["B-a", "O"])
 
 
@@ -192,8 +213,8 @@ def test_a_csv_text_in_brackets_stays_a_text(write):
 
 
 def test_a_line_nested_too_deep_is_named_by_its_number(write):
-    _, problems = read_examples(write("a.jsonl", json_lines(GOOD, "[" * 100_000)), TASK)
-    assert [problem.line for problem in problems] == [2]
+    file = read_examples(write("a.jsonl", json_lines(GOOD, "[" * 100_000)), TASK)
+    assert [problem.line for problem in file.problems] == [2]
 
 
 def test_a_url_of_an_unknown_kind_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import uuid
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from adapters.registry.registry import Registry, Version
 from adapters.runtime.rows import Row, RowResult
 from adapters.tasks.base import Encoded
 from adapters.tasks.catalog import AnyTask, get_task
+from adapters.tasks.room import row_room
 from adapters.text_stream import StreamText
 from adapters.tokenizer import Tokenizer
 from adapters.validation import first_problem, shown
@@ -31,13 +33,13 @@ _TEXT_FIELDS = ("text", "source", "prompt")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request pinned to a version and turned into a row."""
+    """A request pinned to a version and turned into the rows that answer it together, a part each."""
 
     version: Version
     task: AnyTask
     request: BaseModel
-    encoded: Encoded
-    row: Row
+    parts: list[Encoded]
+    rows: list[Row]
 
 
 class Predictor:
@@ -53,7 +55,7 @@ class Predictor:
         self._registry = registry
         self._tokenizer = tokenizer
         self._backbone = backbone
-        self._max_tokens = min(max_row_tokens, backbone.max_tokens)
+        self._max_row_tokens = max_row_tokens
         # Versions are immutable and aliases move only with the generation: both may be remembered.
         self._resolve = functools.lru_cache(4096)(self._resolve_at)
         self._tasks: dict[str, AnyTask] = {}
@@ -61,10 +63,10 @@ class Predictor:
     def prepare(
         self, items: Sequence[PredictItem], deadline: float | None = None
     ) -> list[Prepared | HeadstockError]:
-        """Return a row for each item, or what is wrong with it; nobody else's fault touches a row.
+        """Return each item's rows, or what is wrong with it; nobody else's fault touches an item.
 
         Args:
-            deadline: `Row.deadline` of them all.
+            deadline: `Row.deadline` of all rows.
         """
         generation = self._registry.generation()
         prepared: list[Prepared | HeadstockError] = []
@@ -78,35 +80,43 @@ class Predictor:
     def finish(
         self, prepared: Sequence[Prepared | HeadstockError], results: Sequence[RowResult]
     ) -> list[dict[str, Any] | HeadstockError]:
-        """Return each item's answer or error; ``results`` are those of the prepared rows, in order."""
+        """Return each item's answer or error; ``results`` are those of `rows_of` the items, in order."""
         remaining = iter(results)
         return [
-            item if isinstance(item, HeadstockError) else self._answer(item, next(remaining))
+            item
+            if isinstance(item, HeadstockError)
+            else self._answer(item, list(itertools.islice(remaining, len(item.rows))))
             for item in prepared
         ]
 
     def prepare_stream(self, item: PredictItem, deadline: float | None = None) -> Prepared:
-        """Return the row of an item, to be handed over token by token.
+        """Return an item of one row, to be handed over token by token.
 
         Raises:
-            HeadstockError: what is wrong with it, such as a task that does not generate.
+            HeadstockError: what is wrong with it, such as a task that does not generate, or a text read in parts.
         """
         (prepared,) = self.prepare([item], deadline)
         if isinstance(prepared, HeadstockError):
             raise prepared
-        generation = prepared.row.generation
+        generation = prepared.rows[0].generation
         if generation is None:
             raise InvalidRequest(
                 f"Adapter '{item.adapter}' does '{prepared.task.name}', which answers at once; only tasks that "
                 "generate text can stream. Leave 'stream' out.",
                 param="stream",
             )
-        row = replace(prepared.row, generation=replace(generation, stream=True))
-        return replace(prepared, row=row)
+        if len(prepared.rows) > 1:
+            raise InvalidRequest(
+                f"The text is answered in '{len(prepared.rows)}' parts at once, and a stream carries one. Leave "
+                "'stream' out, or send the parts one by one.",
+                param="stream",
+            )
+        row = replace(prepared.rows[0], generation=replace(generation, stream=True))
+        return replace(prepared, rows=[row])
 
     def stream_text(self, prepared: Prepared) -> StreamText:
         """Return what turns the tokens of a streaming row into text."""
-        generation = prepared.row.generation
+        generation = prepared.rows[0].generation
         return StreamText(self._tokenizer.decode, generation.stop if generation else ())
 
     def _prepare(self, item: PredictItem, generation: int, deadline: float | None) -> Prepared:
@@ -114,16 +124,14 @@ class Predictor:
         task = self._task_of(version)
         request = _validate(task, "Request", _as_object(task, item.input), "input")
         parameters = _validate(task, "Parameters", item.parameters, "parameters")
-        limit = min(self._max_tokens, task.options.max_tokens or self._max_tokens)
-        encoded = task.encode(self._tokenizer, request, parameters, limit)
-        row = Row(
-            uuid.uuid4().hex,
-            encoded.token_ids,
-            version.digest,
-            task.generation(self._tokenizer, parameters),
-            deadline=deadline,
-        )
-        return Prepared(version, task, request, encoded, row)
+        room = row_room(task, self._backbone, parameters, self._max_row_tokens)
+        parts = task.encode_parts(self._tokenizer, request, parameters, room)
+        how = task.generation(self._tokenizer, parameters)
+        rows = [
+            Row(uuid.uuid4().hex, part.token_ids, version.digest, how, deadline=deadline)
+            for part in parts
+        ]
+        return Prepared(version, task, request, parts, rows)
 
     def _resolve_at(self, reference: str, generation: int) -> Version:
         version = self._registry.resolve(parse_reference(reference))
@@ -144,15 +152,15 @@ class Predictor:
             self._tasks[version.digest] = get_task(version.manifest.task, version.manifest.options)
         return self._tasks[version.digest]
 
-    def _answer(self, item: Prepared, result: RowResult) -> dict[str, Any] | HeadstockError:
-        if result.error is not None:
-            return result.error
-        assert result.output is not None
+    def _answer(
+        self, item: Prepared, results: Sequence[RowResult]
+    ) -> dict[str, Any] | HeadstockError:
+        if error := next((result.error for result in results if result.error is not None), None):
+            return error
+        outputs = [result.output for result in results if result.output is not None]
         try:
-            answer = item.task.postprocess(
-                self._tokenizer, item.request, item.encoded, result.output
-            )
-        except Exception as error:  # one row's fault stays with that row
+            answer = item.task.postprocess_parts(self._tokenizer, item.request, item.parts, outputs)
+        except Exception as error:  # one item's fault stays with that item
             logger.exception("Could not read the answer of %s", item.version.name)
             return PredictionFailed(
                 f"The answer could not be read: {type(error).__name__}: {error}"
@@ -161,12 +169,17 @@ class Predictor:
             **answer,
             "adapter": item.version.name,
             "version": item.version.number,
-            "truncated": item.encoded.truncated,
+            "truncated": any(part.truncated for part in item.parts),
             "usage": {
-                "prompt_tokens": len(item.encoded.token_ids),
-                "completion_tokens": len(result.output.token_ids),
+                "prompt_tokens": sum(len(part.token_ids) for part in item.parts),
+                "completion_tokens": sum(len(output.token_ids) for output in outputs),
             },
         }
+
+
+def rows_of(prepared: Sequence[Prepared | HeadstockError]) -> list[Row]:
+    """Return the rows of all items that have any, in order."""
+    return [row for item in prepared if isinstance(item, Prepared) for row in item.rows]
 
 
 def _as_object(task: AnyTask, given: Any) -> Any:

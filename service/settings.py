@@ -71,7 +71,11 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(
         600.0, gt=0, le=3600, description="Time that a call gets if it does not say."
     )
-    max_rows_per_call: int = Field(256, ge=1, description="Inputs in one call of /v1/predict.")
+    max_rows_per_call: int = Field(
+        256,
+        ge=1,
+        description="Rows in one call of /v1/predict: an input each, or several for one read in parts.",
+    )
     max_body_bytes: int = Field(
         8 * 2**20, ge=1024, description="Largest body of a prediction call."
     )

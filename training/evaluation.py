@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from adapters.backbone import Backbone
 from adapters.errors import HeadstockError
 from adapters.runtime.engine import Engine
 from adapters.runtime.rows import Row, RowResult
-from adapters.tasks.base import Encoded
+from adapters.tasks.base import Encoded, Observation
 from adapters.tasks.catalog import AnyTask
+from adapters.tasks.room import row_room
 from adapters.tokenizer import Tokenizer
 from training.data import Example
 
@@ -25,23 +27,42 @@ def predict(
     folder: Path | None,
     examples: Sequence[Example],
     on_progress: Callable[[int], None] = lambda done: None,
-) -> list[Prediction]:
+) -> tuple[list[Prediction], list[Observation]]:
     """Return the answer to each example, by the bundle in ``folder`` or, for None, the bare backbone.
 
-    Texts that don't fit are cut, as a request with ``truncate`` would have it.
+    Beside the answers stands what they were read from, for `Task.calibrated` and `read_answers`. Texts that don't
+    fit are cut, as a request with ``truncate`` would have it.
+
+    Args:
+        on_progress: told the number of finished examples after each step of the engine.
     """
     parameters = task.Parameters.model_validate({"truncate": True})
-    limit = min(backbone.spec.max_tokens, task.options.max_tokens or backbone.spec.max_tokens)
-    encoded = [task.encode(tokenizer, e.request, parameters, limit) for e in examples]
+    room = row_room(task, backbone.spec, parameters)
+    parts = [task.encode_parts(tokenizer, e.request, parameters, room) for e in examples]
     generation = task.generation(tokenizer, parameters)
     rows = [
-        Row(str(i), item.token_ids, None if folder is None else "bundle", generation)
-        for i, item in enumerate(encoded)
+        Row(f"{i}.{j}", part.token_ids, None if folder is None else "bundle", generation)
+        for i, each in enumerate(parts)
+        for j, part in enumerate(each)
     ]
-    results = _run(backbone, folder, rows, on_progress)
+    results = _run(
+        backbone, folder, rows, lambda done: on_progress(done * len(examples) // len(rows))
+    )
+    remaining = iter(results)
+    observed = [
+        _observation(example, each, list(itertools.islice(remaining, len(each))))
+        for example, each in zip(examples, parts, strict=True)
+    ]
+    return read_answers(task, tokenizer, observed), observed
+
+
+def read_answers(
+    task: AnyTask, tokenizer: Tokenizer, observed: Sequence[Observation]
+) -> list[Prediction]:
+    """Return the answers in what an engine gave, such as by a task with other options than it ran with."""
     return [
-        _answer(task, tokenizer, example, item, result)
-        for example, item, result in zip(examples, encoded, results, strict=True)
+        task.postprocess_parts(tokenizer, each.request, each.parts, each.outputs)
+        for each in observed
     ]
 
 
@@ -62,10 +83,13 @@ def _run(
         engine.close()
 
 
-def _answer(
-    task: AnyTask, tokenizer: Tokenizer, example: Example, encoded: Encoded, result: RowResult
-) -> Prediction:
-    if result.error is not None:
-        raise HeadstockError(f"Line {example.line} could not be answered: {result.error.message}")
-    assert result.output is not None
-    return task.postprocess(tokenizer, example.request, encoded, result.output)
+def _observation(
+    example: Example, parts: list[Encoded], results: Sequence[RowResult]
+) -> Observation:
+    for result in results:
+        if result.error is not None:
+            raise HeadstockError(
+                f"Line {example.line} could not be answered: {result.error.message}"
+            )
+    outputs = [result.output for result in results if result.output is not None]
+    return Observation(example.request, example.target, parts, outputs)

@@ -18,6 +18,7 @@ from adapters.bundle import load_bundle
 from adapters.errors import InvalidData, InvalidRequest, TextTooLong
 from adapters.tasks.base import Labelled
 from adapters.tasks.catalog import AnyTask, get_task
+from adapters.tasks.room import row_room
 from adapters.tensors import canonical_digest
 from adapters.tokenizer import Tokenizer, load_tokenizer
 from training.batches import make_batches
@@ -177,26 +178,26 @@ class Run:
 
     def _encode(self, task: AnyTask, tokenizer: Tokenizer, backbone: Backbone) -> list[Labelled]:
         """Return the rows to train on; those that are too long are left out, and counted."""
-        fits = min(backbone.spec.max_tokens, task.options.max_tokens or backbone.spec.max_tokens)
-        limit = self.config.data.max_row_tokens or fits
         parameters = task.Parameters.model_validate({})
+        fits = row_room(task, backbone.spec, parameters)
+        limit = self.config.data.max_row_tokens or fits
         rows: list[Labelled] = []
         kept: list[Example] = []
         for example in self.inputs.train:
             try:
-                encoded = task.encode(tokenizer, example.request, parameters, fits)
-                row = task.label(tokenizer, encoded, example.target)
+                parts = task.encode_parts(tokenizer, example.request, parameters, fits)
+                labelled = task.label_parts(tokenizer, parts, example.target)
             except TextTooLong:
                 continue
             except (InvalidData, InvalidRequest) as error:
                 raise InvalidData(
                     f"Line {example.line}: {error.message}", param=error.param
                 ) from error
-            if len(row.token_ids) <= limit:
-                rows.append(row)
+            if all(len(row.token_ids) <= limit for row in labelled):
+                rows += labelled
                 kept.append(example)
-        if len(rows) < len(self.inputs.train):
-            left_out = len(self.inputs.train) - len(rows)
+        if len(kept) < len(self.inputs.train):
+            left_out = len(self.inputs.train) - len(kept)
             self.log.emit(
                 EventKind.WARNING, f"{left_out} rows of more than {limit} tokens left out."
             )
@@ -275,7 +276,7 @@ class Run:
     ) -> Metrics:
         progress = self.log.progress(f"test {whose}", len(test))
         with self.log.stage(f"test {whose}", f"Testing on {len(test)} rows, {whose} training"):
-            answers = predict(backbone, task, tokenizer, folder, test, progress.update)
+            answers, _ = predict(backbone, task, tokenizer, folder, test, progress.update)
         if whose == "after":
             _write_predictions(self.out / PREDICTIONS_NAME, test, answers)
         scores = task.score(answers, [example.target for example in test])

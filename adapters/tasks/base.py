@@ -16,6 +16,8 @@ from adapters.tokenizer import Tokenizer, Tokens
 # A text of more code points per token than this is refused or cut before it is tokenized, which costs time and
 # memory. Long tokens (runs of blanks, URLs) have tens of characters; no real text has this many on average.
 CHARACTERS_PER_TOKEN = 64
+# Into so many rows one request may be divided at most: it waits, and is paid for, as that many.
+MAX_PARTS = 64
 
 
 class Strict(BaseModel):
@@ -63,6 +65,8 @@ class Encoded:
     text, [start, end) in code points. Where words are tagged, ``offsets`` are the words' places and
     ``first_tokens`` the token that each begins with, None for a word that has none left. Where text is
     written, ``stop`` are the strings that end it, and ``logprobs`` tells whether to report them.
+    ``no_answer`` is the token outside ``read`` that stands for there being no answer in the row; None: there
+    always is one.
     """
 
     token_ids: list[int]
@@ -72,6 +76,7 @@ class Encoded:
     first_tokens: list[int | None] = field(default_factory=list)
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    no_answer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +89,14 @@ class Labelled:
             token, `NO_LABEL` where there is none.
         loss: whether the head chooses (among classes, tokens of the row, or the vocabulary), gives a
             value, or tags tokens.
+        no_answer: a token that a start and an end may be besides those in ``read``, see `Encoded`.
     """
 
     token_ids: list[int]
     labels: list[int] | list[float]
     read: tuple[int, int] = (0, 0)
     loss: Loss = "choice"
+    no_answer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +214,23 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
             InvalidData: the target does not fit the request.
         """
 
+    def label_parts(
+        self, tokenizer: Tokenizer, parts: Sequence[Encoded], target: TargetT
+    ) -> list[Labelled]:
+        """Add the target to each row of a request, in the order of `encode_parts`.
+
+        Raises:
+            InvalidData: the target does not fit the request.
+        """
+        return [self.label(tokenizer, part, target) for part in parts]
+
     def generation(self, tokenizer: Tokenizer, parameters: ParametersT) -> Generation | None:
         """Return how to generate, or None for a task that takes one pass."""
         return None
+
+    def max_new_tokens(self, parameters: ParametersT) -> int:
+        """Return how long an answer may get, in tokens: 0 for a task that takes one pass."""
+        return 0
 
     @abstractmethod
     def postprocess(
@@ -220,7 +241,11 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
     def encode_parts(
         self, tokenizer: Tokenizer, request: RequestT, parameters: ParametersT, max_tokens: int
     ) -> list[Encoded]:
-        """Turn a request into the rows that answer it together: one, unless a task reads long texts in parts."""
+        """Turn a request into the rows that answer it together: one, unless a task reads long texts in parts.
+
+        Raises:
+            TextTooLong: as `encode`, or it would take more than `MAX_PARTS` rows.
+        """
         return [self.encode(tokenizer, request, parameters, max_tokens)]
 
     def postprocess_parts(

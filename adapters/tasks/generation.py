@@ -151,7 +151,7 @@ class WritingTask(
 
     def _room(self, parameters: GenerationParameters, max_tokens: int) -> int:
         """Return how many tokens a prompt may have, so that the longest answer still fits behind it."""
-        num_new = self._max_new_tokens(parameters)
+        num_new = self.max_new_tokens(parameters)
         if num_new >= max_tokens:
             raise TextTooLong(
                 f"max_new_tokens is '{num_new}', but prompt and answer together have room for "
@@ -160,7 +160,7 @@ class WritingTask(
             )
         return max_tokens - num_new
 
-    def _max_new_tokens(self, parameters: GenerationParameters) -> int:
+    def max_new_tokens(self, parameters: GenerationParameters) -> int:
         return parameters.max_new_tokens or self.options.max_new_tokens
 
     def label(self, tokenizer: Tokenizer, encoded: Encoded, target: TargetT) -> Labelled:
@@ -170,7 +170,7 @@ class WritingTask(
 
     def generation(self, tokenizer: Tokenizer, parameters: GenerationParameters) -> Generation:
         return Generation(
-            self._max_new_tokens(parameters),
+            self.max_new_tokens(parameters),
             tokenizer.end_ids,
             parameters.sampling(),
             tuple(parameters.stop),

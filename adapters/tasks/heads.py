@@ -65,8 +65,8 @@ def row_loss(
 ) -> tuple[Tensor, int]:
     """Return the summed loss of a pack's rows and the number of labels in the sum.
 
-    Squared error of a value; cross entropy of the class, of each tag, of the start and end token among the
-    readable ones, or of each completion token; vocabulary logits are made only where a label is.
+    Squared error of a value; cross entropy of the class, of each tag, of the start and end token among those
+    that can be one, or of each completion token; vocabulary logits are made only where a label is.
     """
     if head is None:
         return _completion_loss(language_head, hidden_TD, bounds, rows)
@@ -93,10 +93,12 @@ def _tag_loss(logits_TO: Tensor, rows: Sequence[Labelled]) -> tuple[Tensor, int]
 def _span_loss(logits_T2: Tensor, bounds: Tensor, rows: Sequence[Labelled]) -> Tensor:
     losses = []
     for start, row in zip(bounds.tolist(), rows, strict=False):
-        first, stop = row.read
-        read_2N = logits_T2[start + first : start + stop].T
-        labels = torch.tensor(row.labels, device=logits_T2.device) - first
-        losses.append(cross_entropy(read_2N, labels, reduction="sum"))
+        places = list(range(*row.read))
+        if row.no_answer is not None:
+            places.append(row.no_answer)
+        read_2N = logits_T2[torch.tensor(places, device=logits_T2.device) + start].T
+        labels = torch.tensor([places.index(int(label)) for label in row.labels])
+        losses.append(cross_entropy(read_2N, labels.to(logits_T2.device), reduction="sum"))
     return torch.stack(losses).sum()
 
 

@@ -79,6 +79,16 @@ def items_of(body: PredictBody, max_rows: int) -> list[PredictItem]:
     return items
 
 
+def check_rows(num_rows: int, num_items: int, max_rows: int) -> None:
+    """Raise if a call's inputs, some of them read in parts, make more than ``max_rows`` rows."""
+    if num_rows > max_rows:
+        raise InvalidRequest(
+            f"The call's inputs, {num_items} in number, are read in '{num_rows}' parts; at most {max_rows} go into "
+            "one call. Split it.",
+            param="inputs",
+        )
+
+
 def answer(results: Sequence[dict[str, Any] | HeadstockError]) -> JSONResponse:
     """Return the predictions in order; with an error's status only if all rows failed."""
     predictions = [

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from adapters.errors import HeadstockError, Unavailable
+from adapters.errors import Unavailable
 from service.calls import EngineCalls
 from service.events import EventStream, prediction_events
-from service.predictor import Predictor
+from service.predictor import Predictor, rows_of
 from service.protocols import native
 from service.settings import Settings
 from service.wire import RowsDone
@@ -36,7 +36,8 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
         if body.stream:
             return await _stream(predictor, calls, request, items[0], deadline)
         prepared = await asyncio.to_thread(predictor.prepare, items, deadline)
-        rows = [item.row for item in prepared if not isinstance(item, HeadstockError)]
+        rows = rows_of(prepared)
+        native.check_rows(len(rows), len(items), settings.max_rows_per_call)
         results = await unless_gone(request, calls.run(rows)) if rows else []
         return native.answer(await asyncio.to_thread(predictor.finish, prepared, results))
 
@@ -57,7 +58,7 @@ async def _stream(
 ) -> Response:
     """Return the events of one generated answer, or raise what is wrong before there is any."""
     prepared = await asyncio.to_thread(predictor.prepare_stream, item, deadline)
-    call = calls.open([prepared.row])
+    call = calls.open(prepared.rows)
     try:
         first = await unless_gone(request, call.next())
         if isinstance(first, RowsDone) and (error := first.results[0].error):

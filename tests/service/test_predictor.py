@@ -41,17 +41,19 @@ def test_a_bare_string_is_the_request_of_a_task_that_reads_one_text(predictor, n
     bare, whole = predictor.prepare(
         [PredictItem(adapter=name, input=given) for given in ("a film", {field: "a film"})]
     )
-    assert bare.row.token_ids == whole.row.token_ids
+    assert [row.token_ids for row in bare.rows] == [row.token_ids for row in whole.rows]
 
 
 def test_what_a_row_asks_for_reaches_the_engine_and_comes_back(predictor, decoder_tokenizer):
     asked = {"temperature": 0.5, "seed": 7, "stop": "sun", "logprobs": True, "max_new_tokens": 4}
     (item,) = predictor.prepare([PredictItem(adapter="chat", input="hello", parameters=asked)])
-    generation = item.row.generation
+    generation = item.rows[0].generation
     assert (generation.max_new_tokens, generation.stop, generation.num_logprobs) == (4, ("sun",), 0)
     assert (generation.sampling.temperature, generation.sampling.seed) == (0.5, 7)
     ids = tuple(decoder_tokenizer.encode("warm sun", add_special=False).ids)
-    (answer,) = predictor.finish([item], [RowResult(item.row.row_id, RowOutput(None, ids, "stop"))])
+    (answer,) = predictor.finish(
+        [item], [RowResult(item.rows[0].row_id, RowOutput(None, ids, "stop"))]
+    )
     assert (answer["text"], answer["finish_reason"], answer["logprobs"]) == ("warm ", "stop", [])
 
 

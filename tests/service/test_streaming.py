@@ -13,6 +13,7 @@ from adapters.tasks.base import Generation
 from adapters.text_stream import StreamText
 from service.errors import add_error_handlers
 from service.limits import Gatekeeper, Traffic
+from service.predictor import Prepared
 from service.routes.predict import predict_router
 from service.settings import Settings
 from tests.engines import EchoEngine, Household
@@ -30,8 +31,8 @@ class BytesPredictor:
             raise NotFound("No adapter named 'nobody'.")
         token_ids = item.input if isinstance(item.input, list) else list(item.input.encode())
         generation = Generation(len(token_ids), (), stream=item.adapter == "streams")
-        self.row = Row("row", token_ids, generation=generation, deadline=deadline)
-        return self
+        row = Row("row", token_ids, generation=generation, deadline=deadline)
+        return Prepared(None, None, None, [], [row])
 
     def stream_text(self, prepared):
         return StreamText(lambda ids: bytes(ids).decode(errors="replace"))

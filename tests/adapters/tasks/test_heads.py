@@ -1,4 +1,4 @@
-"""The losses of values and tags against plain arithmetic, each row for itself."""
+"""The losses of values, tags and spans against plain arithmetic, each row for itself."""
 
 import pytest
 import torch
@@ -44,3 +44,22 @@ def test_the_loss_of_tags_counts_only_tokens_that_carry_one(outputs):
     ]
     assert num == len(picked) == 5
     assert loss == pytest.approx(-sum(picked), rel=1e-5)
+
+
+def test_the_loss_of_a_span_chooses_among_readable_tokens_and_the_one_for_no_answer():
+    torch.manual_seed(0)
+    head = build_head(HeadSpec(kind="token", outputs=2), 8)
+    hidden_TD, bounds = torch.randn(9, 8), torch.tensor([0, 4, 9])
+    rows = [
+        Labelled([1] * 4, [3, 3], (1, 3), no_answer=3),
+        Labelled([1] * 5, [2, 3], (2, 4)),
+    ]
+    loss, num_labels = row_loss(head, lambda _: None, hidden_TD, bounds, rows)
+    logits_T2 = head(hidden_TD, bounds)
+    expected = -sum(
+        logits_T2[places, side].log_softmax(0)[chosen[side]]
+        for places, chosen in (([1, 2, 3], (2, 2)), ([6, 7], (0, 1)))
+        for side in (0, 1)
+    )
+    assert num_labels == 4
+    torch.testing.assert_close(loss, expected)

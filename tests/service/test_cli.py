@@ -86,7 +86,7 @@ def test_a_port_in_use_is_said_in_one_line(tmp_path, decoder_folder):
         (["adapters", "alias", "nobody", "production", "1"], ["No adapter named 'nobody'"]),
         (["train", "poetry", "x.jsonl", "--out", "{tmp}"], ["No task 'poetry'"]),
         (["train", "text-classification", "x.jsonl", "--out", "{tmp}"], ["x.jsonl"]),
-        (["train", "text-classification", "x.parquet", "--out", "{tmp}"], [".jsonl"]),
+        (["train", "text-classification", "x.xlsx", "--out", "{tmp}"], [".jsonl"]),
         (["train", "summarization", "x.jsonl", "--out", "{tmp}", "--rank", "0"], ["'0'"]),
         (["train", "summarization", "x.jsonl", "--out", "{tmp}", "--option", "x"], ["key=value"]),
         (["evaluate", "{tmp}", "x.jsonl", "--out", "{tmp}"], ["manifest.json"]),

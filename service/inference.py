@@ -114,17 +114,17 @@ def _decoder(backbone: BackboneSpec) -> Callable[[Sequence[int]], str]:
 
 def _limits(settings: Settings, backbone: Backbone) -> EngineLimits:
     """Return the engine's bounds; on a CPU, where all share one memory, as far as there is memory for them."""
-    limits, room = limits_of(settings), memory_room()
+    limits, room = limits_of(settings, backbone.device.type), memory_room()
     if room is None or backbone.device.type != "cpu":
         return limits
     vocabulary, itemsize = int(backbone.config.vocab_size), backbone.dtype.itemsize
     return fit_limits(limits, room, backbone.spec, vocabulary, itemsize)
 
 
-def limits_of(settings: Settings) -> EngineLimits:
+def limits_of(settings: Settings, device_type: str) -> EngineLimits:
     """Return the engine's bounds; the settings have the same names."""
     names = [field.name for field in dataclasses.fields(EngineLimits)]
-    return EngineLimits(**{name: getattr(settings, name) for name in names})
+    return EngineLimits.for_device(device_type, **{name: getattr(settings, name) for name in names})
 
 
 def _fetch(blobs: BlobStore, digest: str) -> Path:

@@ -43,12 +43,18 @@ class Settings(BaseSettings):
         None, ge=1, description="CPU threads of the engine; all cores if unset."
     )
     max_row_tokens: int = Field(4096, ge=16, description="Longest prompt plus answer of one row.")
-    step_tokens: int = Field(2048, ge=16, description="Tokens that one pass of the backbone takes.")
-    chunk_tokens: int = Field(
-        256, ge=16, description="Tokens of prompts in a pass, while other rows generate."
+    step_tokens: int | None = Field(
+        None, ge=16, description="Tokens that one pass of the backbone takes; 2048, on a GPU 8192."
     )
-    fair_tokens: int = Field(
-        48, ge=1, description="Tokens of a pass, while one adapter is far behind another."
+    chunk_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="Tokens of prompts in a pass, while other rows generate; 256, on a GPU 2048.",
+    )
+    fair_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of a pass, while one adapter is far behind another; 48, on a GPU 512.",
     )
     max_running: int = Field(64, ge=1, description="Rows that generate at once.")
     cache_bytes: int = Field(512 * 2**20, ge=2**20, description="Keys and values of running rows.")

@@ -163,8 +163,8 @@ class Bank:
         self._last_route = (None, None)  # it may hold addresses of what is now gone
         self._routes.main = self._routes.source = None
 
-    def route(self, digests: Sequence[str | None], spans: Sequence[Span]) -> None:
-        """Tell the layers which adapter each token of the next pass uses.
+    def route(self, digests: Sequence[str | None], spans: Sequence[Span]) -> Route | None:
+        """Tell the layers which adapter each token of the next pass uses, and return what they were told.
 
         Args:
             digests: one per row; None for the bare backbone.
@@ -173,8 +173,12 @@ class Bank:
         key = (tuple(digests), tuple(spans))
         if self._last_route[0] != key:
             self._last_route = key, self.route_for(digests, spans)
-        self._routes.main = self._last_route[1]
-        self._routes.source = None
+        self.use(self._last_route[1])
+        return self._last_route[1]
+
+    def use(self, route: Route | None) -> None:
+        """Have the layers use a route in the next pass; None for the bare backbone."""
+        self._routes.main, self._routes.source = route, None
 
     def route_source(self, digests: Sequence[str | None], spans: Sequence[Span]) -> None:
         """Tell the layers of an encoder-decoder which adapter each of the encoder's tokens uses in the next pass."""
@@ -184,13 +188,16 @@ class Bank:
         present = list(dict.fromkeys(d for d in digests if d is not None))
         if not present:
             return None
+        joins = self._kernels is None or self._kernels.joins_rows
         number = {digest: i for i, digest in enumerate(present)}
-        merged = _merge(digests, spans)
+        merged = _merge(digests, spans) if joins else list(zip(digests, spans, strict=True))
         residents = [self._residents[digest] for digest in present]
         if self._kernels is not None:
             table = torch.stack([resident.table for resident in residents])
             owned = [(span, number[d]) for d, span in merged if d is not None]
-            return KernelRoute(self._kernels, [s for s, _ in owned], [o for _, o in owned], table)
+            return KernelRoute.over(
+                self._kernels, [s for s, _ in owned], [o for _, o in owned], table
+            )
         owner_T = torch.full((spans[-1][1],), -1)
         for digest, (start, stop) in merged:
             if digest is not None:

@@ -41,7 +41,9 @@ class KeyValueCache:
     ) -> None:
         self.block_bytes = 2 * num_layers * num_heads * head_size * dtype.itemsize * BLOCK
         self.num_blocks = max(1, size_bytes // self.block_bytes)
-        shape = (num_layers, self.num_blocks * BLOCK, num_heads, head_size)
+        # One block more than is handed out: rows that only pad a recorded pass write there.
+        self.scratch_block = self.num_blocks
+        shape = (num_layers, (self.num_blocks + 1) * BLOCK, num_heads, head_size)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.kernels = kernels
@@ -122,6 +124,9 @@ class Extent:
 
 def cells_of(extent: Extent, start: int | None = None) -> Tensor:
     """Return the cells, int64, of a row's tokens from ``start`` on (None: of its new tokens)."""
+    if start is None and extent.num_new == 1:  # a decoding row, of which a pass has many
+        block, rest = divmod(extent.num_cached, BLOCK)
+        return torch.tensor([extent.blocks[block] * BLOCK + rest])
     token = torch.arange(extent.num_cached if start is None else start, extent.num_tokens)
     return torch.tensor(extent.blocks, dtype=torch.long)[token // BLOCK] * BLOCK + token % BLOCK
 

@@ -77,7 +77,9 @@ class Engine:
             is_causal=backbone.spec.family != "encoder-decoder",
             num_start=len(backbone.start_ids),
         )
-        self._forward = build_forward(backbone, self._bank, self._cache, attention)
+        self._forward = build_forward(
+            backbone, self._bank, self._cache, attention, use_graphs=use_kernels
+        )
         self._answers = Answers(backbone, self._bank, decode)
         self._scheduler = Scheduler()
         self._running: list[Active] = []

@@ -7,6 +7,7 @@ from adapters.runtime.bank import Bank
 from adapters.runtime.cache import KeyValueCache
 from adapters.runtime.encoder_decoder import EncoderDecoderForward
 from adapters.runtime.forward import PackedForward
+from adapters.runtime.graphs import DecodeGraphs
 from adapters.runtime.kernels import Kernels
 from adapters.runtime.padded import PaddedForward
 
@@ -14,12 +15,23 @@ Forward = PackedForward | PaddedForward | EncoderDecoderForward
 
 
 def build_forward(
-    backbone: Backbone, bank: Bank, cache: KeyValueCache | None, kernels: Kernels | None
+    backbone: Backbone,
+    bank: Bank,
+    cache: KeyValueCache | None,
+    kernels: Kernels | None,
+    *,
+    use_graphs: bool = False,
 ) -> Forward:
-    """Return what runs a backbone's parts, attention by ``kernels`` where those are given and fit."""
+    """Return what runs a backbone's parts, attention by ``kernels`` where those are given and fit.
+
+    Args:
+        use_graphs: record decode passes where the device can.
+    """
     if backbone.spec.family == "encoder-decoder":
         assert cache is not None
         return EncoderDecoderForward(backbone, bank, cache)
     if backbone.is_packed:
-        return PackedForward(backbone, bank, cache, kernels)
+        can_record = use_graphs and cache is not None and backbone.device.type == "cuda"
+        graphs = DecodeGraphs(backbone, bank, cache) if can_record and cache is not None else None
+        return PackedForward(backbone, bank, cache, kernels, graphs)
     return PaddedForward(backbone, bank, cache)

@@ -13,6 +13,7 @@ from adapters.backbone import Backbone
 from adapters.runtime.active import Part
 from adapters.runtime.bank import Bank
 from adapters.runtime.cache import KeyValueCache, view_cache
+from adapters.runtime.graphs import DecodeGraphs
 from adapters.runtime.kernels import Kernels
 from adapters.runtime.pack import Pack, pack_rows
 
@@ -33,7 +34,7 @@ class Pass:
 
 
 class PackedForward:
-    """Runs parts end to end through models whose attention is ours (`attention.py`)."""
+    """Runs parts end to end through models whose attention is ours (`attention.py`); ``graphs`` take those they can."""
 
     def __init__(
         self,
@@ -41,11 +42,13 @@ class PackedForward:
         bank: Bank,
         cache: KeyValueCache | None,
         kernels: Kernels | None = None,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._backbone = backbone
         self._bank = bank
         self._cache = cache
         self._kernels = kernels
+        self._graphs = graphs
 
     def run(self, parts: Sequence[Part]) -> Pass:
         """Return the hidden states of each part; the rows' keys and values are then in the cache."""
@@ -53,14 +56,16 @@ class PackedForward:
         continuing = [p for p in parts if p.active.num_done and p.num_new > 1]
         fresh = sorted((p for p in parts if not p.active.num_done), key=lambda p: p.num_new)
         ordered = [*decoding, *continuing, *fresh]
-        pack = self._pack(decoding, continuing, fresh)
-        bounds = pack.bounds.tolist()
+        bounds = list(itertools.accumulate((part.num_new for part in ordered), initial=0))
         spans = list(itertools.pairwise(bounds))
-        self._bank.route([part.active.row.adapter for part in ordered], spans)
-        token_ids = [token for part in ordered for token in part.active.tokens(part.num_new)]
-        hidden_TD = self._backbone.hidden_states(
-            torch.tensor(token_ids, device=self._backbone.device), pack
-        )
+        route = self._bank.route([part.active.row.adapter for part in ordered], spans)
+        hidden_TD = self._graphs.run(ordered, route) if self._graphs is not None else None
+        if hidden_TD is None:
+            token_ids = [token for part in ordered for token in part.active.tokens(part.num_new)]
+            hidden_TD = self._backbone.hidden_states(
+                torch.tensor(token_ids, device=self._backbone.device),
+                self._pack(decoding, continuing, fresh),
+            )
         return Pass(ordered, hidden_TD, bounds)
 
     def close(self) -> None:

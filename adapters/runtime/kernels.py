@@ -48,6 +48,7 @@ class Kernels:
     """The compiled functions; arguments are checked here, for C does not."""
 
     tile = TILE
+    joins_rows = True
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._typed = {
@@ -69,7 +70,7 @@ class Kernels:
         """Add each tile's low-rank updates to ``out_TO``, in place.
 
         Args:
-            tiles_N3: int32; first token, number of tokens, adapter of the table.
+            tiles_N3: int32; first token, number of tokens (none: nothing is done), adapter of the table.
             table: int64 ``[adapters, groups, modules, 3]``: address of A ``[R, I]``, of B ``[R, O]``, and R.
             widths: int64 outputs of each module of the group; their sum is O.
         """

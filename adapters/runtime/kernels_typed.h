@@ -74,7 +74,7 @@ static inline __attribute__((always_inline)) void NAME(expand)(const float *low,
 }
 
 /* out += B (A x) for each tile's tokens, for every module of a group that reads the same x.
- * tiles: [num_tiles, 3] first token, tokens (1 to TILE), adapter. outputs: [num_modules] widths, side by side in out.
+ * tiles: [num_tiles, 3] first token, tokens (0 to TILE; 0: nothing is done), adapter. outputs: [num_modules] widths, side by side in out.
  * table: for an adapter, at adapter * table_stride, [num_modules, 3] address of A, address of B, rank (0: none). */
 void NAME(lora)(const TYPE *x, int64_t x_stride, int64_t inputs, TYPE *out, int64_t out_stride,
                 const int32_t *tiles, int64_t num_tiles, const int64_t *table, int64_t table_stride,
@@ -82,6 +82,7 @@ void NAME(lora)(const TYPE *x, int64_t x_stride, int64_t inputs, TYPE *out, int6
 #pragma omp parallel for schedule(static)
     for (int64_t tile = 0; tile < num_tiles; tile++) {
         int first = tiles[tile * 3], num_tokens = tiles[tile * 3 + 1];
+        if (!num_tokens) continue;
         const int64_t *entry = table + tiles[tile * 3 + 2] * table_stride;
         int64_t after = tile + 1 < num_tiles ? tiles[tile * 3 + 5] * table_stride : 0;
         float low[TILE * MAX_RANK] __attribute__((aligned(64)));

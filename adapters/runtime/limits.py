@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_ON_GPU = {"step_tokens": 8192, "chunk_tokens": 2048, "fair_tokens": 512}
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -39,6 +41,15 @@ class EngineLimits:
     bank_bytes: int = 1024 * 2**20
     bank_slots: int | None = None
     host_bytes: int = 1024 * 2**20
+
+    @classmethod
+    def for_device(cls, device_type: str, **given: int | None) -> EngineLimits:
+        """Return the bounds that suit a device's type (``cpu``, ``cuda``), those ``given`` (and not None) kept.
+
+        A GPU is done with some thousand tokens before a CPU has launched the pass.
+        """
+        suited = _ON_GPU if device_type == "cuda" else {}
+        return cls(**{**suited, **{name: x for name, x in given.items() if x is not None}})
 
     @property
     def budget(self) -> Budget:

@@ -79,6 +79,8 @@ class Int8Linear(QuantizedLinear):
     """Weights in 8 bits, a scale for each output."""
 
     def _quantize(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+        if weight_OI.device.type == "cuda":  # whose kernel takes no other dtype
+            weight_OI = weight_OI.half()
         qweight_OI, largest_O, _ = load_bitsandbytes().functional.int8_vectorwise_quant(weight_OI)
         qweight_OI[largest_O == 0] = 0  # bitsandbytes divides by the largest
         return qweight_OI, largest_O / 127

@@ -32,6 +32,9 @@ class LoraKernels(Protocol):
     """A compiled kernel for updates: `Kernels` on a CPU, `TritonKernels` on a GPU."""
 
     tile: int  # tokens of one adapter that a tile takes at most
+    joins_rows: (
+        bool  # neighbouring rows of one adapter may share tiles: the same numbers, read once
+    )
 
     def add_lora(
         self,
@@ -45,30 +48,38 @@ class LoraKernels(Protocol):
         """Add each tile's updates to ``out_TO``."""
 
 
+@dataclass(frozen=True, slots=True)
 class KernelRoute:
     """Updates by a compiled kernel: each tile of tokens reads A and B of its own adapter where they lie.
 
     Args:
+        tiles_N3: int32, on the device; first token, number of tokens (none: nothing is done), adapter of the table.
         table: int64 ``[U, sites, modules, 3]``, addresses and ranks as `Kernels.add_lora` wants them; on the device.
+        num_tokens: tokens up to the last that has an adapter.
     """
 
-    def __init__(
-        self, kernels: LoraKernels, spans: Sequence[Span], owners: Sequence[int], table: Tensor
-    ) -> None:
-        self._kernels = kernels
-        self._table = table
+    kernels: LoraKernels
+    tiles_N3: Tensor
+    table: Tensor
+    num_tokens: int = 0
+
+    @classmethod
+    def over(
+        cls, kernels: LoraKernels, spans: Sequence[Span], owners: Sequence[int], table: Tensor
+    ) -> KernelRoute:
+        """Return the route of some spans of tokens, each with its adapter of the table."""
         tiles = [
             (first, min(kernels.tile, stop - first), owner)
             for (start, stop), owner in zip(spans, owners, strict=True)
             for first in range(start, stop, kernels.tile)
         ]
-        self._tiles_N3 = torch.tensor(tiles, dtype=torch.int32, device=table.device)
-        self._num_tokens = spans[-1][1]
+        tiles_N3 = torch.tensor(tiles, dtype=torch.int32, device=table.device)
+        return cls(kernels, tiles_N3, table, spans[-1][1])
 
     def add(self, x_TI: Tensor, out_TO: Tensor, site: Site) -> None:
         # The kernel would write beyond the output: a layer was fed something else than the pass's tokens.
-        assert len(x_TI) >= self._num_tokens, f"'{site.names[0]}' got {len(x_TI)} tokens"
-        self._kernels.add_lora(x_TI, out_TO, self._tiles_N3, self._table, site.number, site.widths)
+        assert len(x_TI) >= self.num_tokens, f"'{site.names[0]}' got {len(x_TI)} tokens"
+        self.kernels.add_lora(x_TI, out_TO, self.tiles_N3, self.table, site.number, site.widths)
 
 
 @dataclass(slots=True)

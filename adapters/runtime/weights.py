@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +21,12 @@ from adapters.tensors import RawTensor
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Pair = tuple[Tensor, Tensor]
+_ALIGNMENT = 16  # numbers that each tensor's place is a multiple of: what a GPU loads at once
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterWeights:
-    """One version's weights. ``modules`` are views of one buffer, so that it takes just the bytes it has.
+    """One version's weights. ``modules`` are views of one buffer, so that it takes hardly more than the bytes it has.
 
     ``modules`` maps a module's path to A ``[R, I]`` and B ``[R, O]``; ranks may differ between modules.
     """
@@ -39,11 +40,14 @@ class AdapterWeights:
         """Return the weights on a device; the very same ones if they are there already."""
         if all(a.device == device for a, _ in self.modules.values()):
             return self
-        flat = torch.cat([x.flatten() for pair in self.modules.values() for x in pair]).to(device)
         shapes = {name: (a.shape, b.shape) for name, (a, b) in self.modules.items()}
+        flat = torch.empty(_num_cells(shapes), dtype=next(iter(self.modules.values()))[0].dtype)
+        for name, views in _views(flat, shapes).items():
+            for view, own in zip(views, self.modules[name], strict=True):
+                view.copy_(own)
         # A copy: moving a module moves the very one that the host tier keeps.
         head = None if self.head is None else copy.deepcopy(self.head).to(device)
-        return AdapterWeights(self.task, _views(flat, shapes), head, self.size_bytes)
+        return AdapterWeights(self.task, _views(flat.to(device), shapes), head, self.size_bytes)
 
 
 def weights_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
@@ -66,8 +70,7 @@ def prepare_weights(
     names = [name for name in order if name in bundle.modules]
     given = {name: bundle.modules[name] for name in dict.fromkeys([*names, *bundle.modules])}
     shapes = {name: (torch.Size(m.a.shape), _transposed(m)) for name, m in given.items()}
-    num = sum(math.prod(shape) for pair in shapes.values() for shape in pair)
-    modules = _views(torch.empty(num, dtype=dtype), shapes)
+    modules = _views(torch.empty(_num_cells(shapes), dtype=dtype), shapes)
     for name, (a_RI, b_RO) in modules.items():
         a_RI.copy_(to_torch(bundle.modules[name].a))
         b_RO.copy_(to_torch(bundle.modules[name].b).float().T * bundle.modules[name].scale)
@@ -85,14 +88,22 @@ def _transposed(module: LoraModule) -> torch.Size:
     return torch.Size((rank, outputs))
 
 
-def _views(flat: Tensor, shapes: dict[str, tuple[torch.Size, torch.Size]]) -> dict[str, Pair]:
+def _num_cells(shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> int:
+    return sum(_aligned(shape.numel()) for pair in shapes.values() for shape in pair)
+
+
+def _aligned(num: int) -> int:
+    return -(-num // _ALIGNMENT) * _ALIGNMENT
+
+
+def _views(flat: Tensor, shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> dict[str, Pair]:
     """Cut a buffer into A and B of each module, one after the other."""
     modules, start = {}, 0
     for name, pair in shapes.items():
         views = []
         for shape in pair:
             views.append(flat[start : start + shape.numel()].view(shape))
-            start += shape.numel()
+            start += _aligned(shape.numel())
         modules[name] = (views[0], views[1])
     return modules
 

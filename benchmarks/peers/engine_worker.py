@@ -31,7 +31,7 @@ class EngineWorker:
         }
         folders = {self._digests[name]: Path(folder) for name, folder in order.adapters.items()}
         backbone = load_backbone(spec, cast(DtypeName, order.dtype), device=order.device, fuse=True)
-        self._engine = Engine(backbone, folders.__getitem__, _limits(order.options))
+        self._engine = Engine(backbone, folders.__getitem__, _limits(order))
 
     def run(self, work: Work) -> Outcome:
         windows = [
@@ -48,10 +48,10 @@ class EngineWorker:
         return Row(row_id, row.token_ids, digest, generation)
 
 
-def _limits(options: dict[str, int | str]) -> EngineLimits:
+def _limits(order: Load) -> EngineLimits:
     known = {field.name for field in fields(EngineLimits)}
-    given = {name: int(value) for name, value in options.items() if name in known}
-    return EngineLimits(**given)
+    given = {name: int(value) for name, value in order.options.items() if name in known}
+    return EngineLimits.for_device(torch.device(order.device).type, **given)
 
 
 def _output(result: RowResult) -> list[int]:

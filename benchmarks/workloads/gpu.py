@@ -21,6 +21,7 @@ ENGINE = System(
     "engine_worker",
     options={
         "prefix_bytes": 0,
+        "max_running": 128,  # the rows of one adapter alone must not take turns
         "bank_bytes": 4 * _GIB,
         "host_bytes": 4 * _GIB,
         "cache_bytes": _GIB,

@@ -56,7 +56,7 @@ def test_updates_of_a_mixed_batch_equal_torchs(kernels, dtype, data):
     as_floats = [{n: (a.float(), b.float()) for n, (a, b) in m.items()} for m in modules]
     TorchRoute(owner_T, as_floats).add(x.float(), expected, site)
     table = torch.tensor([[cells(m, names)] for m in modules])
-    KernelRoute(kernels, spans, [o for o in owners if o >= 0], table).add(x, actual, site)
+    KernelRoute.over(kernels, spans, [o for o in owners if o >= 0], table).add(x, actual, site)
     scale = max(1.0, float(expected.abs().max()))
     assert float((actual.float() - expected).abs().max()) <= TOLERANCE[dtype] * scale
     assert torch.equal(actual[owner_T < 0], out[owner_T < 0])
@@ -193,7 +193,7 @@ def test_not_a_number_stays_one(kernels):
     a, b = torch.ones(1, 4), torch.ones(1, 4)
     table = torch.tensor([[[(a.data_ptr(), b.data_ptr(), 1)]]])
     x, out = torch.tensor([[1.0, float("nan"), 1.0, 1.0]]), torch.zeros(1, 4)
-    route = KernelRoute(kernels, [(0, 1)], [0], table)
+    route = KernelRoute.over(kernels, [(0, 1)], [0], table)
     route.add(x, out, Site(0, ("m",), torch.tensor([4])))
     assert out.isnan().all()
 
@@ -255,3 +255,17 @@ def test_norm_and_gate_equal_the_librarys(kernels, dtype, shape):
     expected = torch.nn.functional.silu(gate) * up
     actual = kernels.silu_mul(torch.cat([gate, up], -1))
     torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tile_without_tokens_does_nothing(kernels, dtype):
+    a, b, x = (
+        torch.ones(3, 8, dtype=dtype),
+        torch.ones(3, 5, dtype=dtype),
+        torch.ones(9, 8, dtype=dtype),
+    )
+    table = torch.tensor([[[(a.data_ptr(), b.data_ptr(), 3)]]])
+    tiles = torch.tensor([(0, 0, 0), (4, 1, 0), (6, 0, 0)], dtype=torch.int32)
+    out = torch.zeros(9, 5, dtype=dtype)
+    KernelRoute(kernels, tiles, table).add(x, out, Site(0, ("m",), torch.tensor([5])))
+    assert out.sum(1).nonzero().flatten().tolist() == [4]

@@ -27,10 +27,14 @@ def token_agreement(
 
     Teacher forcing: a near tie that rounding tips costs one token, not the rest of the row.
     """
-    with _reference(session, model, adapters, FORCED, device) as worker:
+    works = {result.contestant.key: _forced(result, num_rows) for result in results}
+    owners = {row.adapter for work in works.values() for row in work.rows}
+    held = {name: folder for name, folder in adapters.items() if name in owners}
+    # PEFT takes a second an adapter to load, so it is given no more than are asked for.
+    with _reference(session, model, held or adapters, FORCED, device) as worker:
         shares = {}
         for result in results:
-            wanted = worker.run(_forced(result, num_rows)).outputs
+            wanted = worker.run(works[result.contestant.key]).outputs
             shares[result.contestant.key] = _share(result.warm_up.outputs[:num_rows], wanted)
         return shares
 

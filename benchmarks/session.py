@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,10 +89,12 @@ class Session:
     ) -> dict[str, str]:
         """Return folders of made adapters by name, one for each task; kept under home by ``kind``."""
         root = self.home / "bench" / "adapters" / f"{kind}-{model.spec.fingerprint[:12]}"
-        return {
-            name: str(make_bundle(root / name, model.spec, task, seed, lora))
-            for seed, (name, task) in enumerate(tasks.items())
-        }
+
+        def make(seed: int, name: str) -> str:
+            return str(make_bundle(root / name, model.spec, tasks[name], seed, lora))
+
+        with ThreadPoolExecutor(self.options.threads) as pool:
+            return dict(zip(tasks, pool.map(make, range(len(tasks)), tasks), strict=True))
 
     def order(
         self,

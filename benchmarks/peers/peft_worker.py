@@ -62,13 +62,13 @@ class PeftWorker:
 def with_adapters(base: torch.nn.Module, adapters: dict[str, str]) -> PeftModel:
     """Return a model with all adapters loaded, in the model's own dtype (peft would make them fp32)."""
     model: PeftModel | None = None
+    # Without the last, each adapter's weights are drawn at random before they are read.
+    how = {"autocast_adapter_dtype": False, "low_cpu_mem_usage": True}
     for name, folder in adapters.items():
         if model is None:
-            model = PeftModel.from_pretrained(
-                base, folder, adapter_name=name, autocast_adapter_dtype=False
-            )
+            model = PeftModel.from_pretrained(base, folder, adapter_name=name, **how)
         else:
-            model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=False)
+            model.load_adapter(folder, adapter_name=name, **how)
     assert model is not None, "PEFT needs an adapter"
     return model.eval()
 

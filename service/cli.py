@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapters.errors import EnvironmentProblem, HeadstockError, InvalidRequest
+from adapters.errors import EnvironmentProblem, HeadstockError
 
 if TYPE_CHECKING:
     from adapters.registry.registry import Registry
@@ -67,40 +67,56 @@ def train(
     data: Annotated[str, typer.Argument(help="JSONL or CSV file of examples.")],
     out: Annotated[Path, typer.Option(help="Folder for events and bundle.")],
     test: Annotated[str | None, typer.Option(help="File of examples to report on.")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="File of examples to choose weights and thresholds by.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Add the result to this adapter.")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="A task option, as key=value; may repeat.")
     ] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
     last_layers: Annotated[int | None, typer.Option(help="Adapt the last layers only.")] = None,
-    epochs: Annotated[int, typer.Option()] = 1,
-    learning_rate: Annotated[float, typer.Option()] = 1e-3,
+    epochs: Annotated[int | None, typer.Option(help="By the data, if not set.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="By the backbone's size, if not set.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.")] = None,
     max_row_tokens: Annotated[int | None, typer.Option(help="Leave longer rows out.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     parent: Annotated[str | None, typer.Option(help="Bundle folder to go on from.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any field of the run, as fit.schedule=cosine; may repeat."),
+    ] = None,
     backbone: BackboneName = None,
     home: Home = None,
 ) -> None:
     """Train an adapter on a file of examples."""
+    from service.run_configs import options_from, run_config
     from training.contract import BUNDLE_NAME
 
     settings = _settings(home=home, backbone=backbone)
-    config = _run_config(
+    config = run_config(
         task=task,
-        options=_options(option or []),
+        options=options_from(option or []),
         backbone=settings.backbone,
         dtype=settings.dtype,
-        data={"train": data, "test": test, "max_row_tokens": max_row_tokens},
+        data={
+            "train": data,
+            "test": test,
+            "validation": validation,
+            "max_row_tokens": max_row_tokens,
+        },
         lora={"rank": rank, "last_layers": last_layers},
         fit={
-            "epochs": epochs,
-            "learning_rate": learning_rate,
+            "epochs": epochs or "auto",
+            "learning_rate": learning_rate or "auto",
             "max_tokens": max_tokens,
             "seed": seed,
         },
         parent=parent,
         evaluate_untrained=bool(test),
+        changes=setting or [],
     )
     result = _execute(config, out, settings)
     typer.echo(f"Bundle: {out / BUNDLE_NAME} (digest {str(result.digest)[:12]})")
@@ -119,9 +135,10 @@ def evaluate(
 ) -> None:
     """Test a bundle on a file of examples."""
     from adapters.bundle import read_manifest
+    from service.run_configs import run_config
 
     settings = _settings(home=home, backbone=backbone)
-    config = _run_config(
+    config = run_config(
         action="evaluate",
         task=read_manifest(bundle).task,
         backbone=settings.backbone,
@@ -160,8 +177,9 @@ def predict(
 ) -> None:
     """Ask a running server."""
     from service.client import Client, ClientError
+    from service.run_configs import json_or_text
 
-    given = _json_or_text(text) if text.startswith("{") else text
+    given = json_or_text(text) if text.startswith("{") else text
     with Client(url) as client:
         (answer,) = client.predict(adapter, [given])
     if "error" in answer:
@@ -304,19 +322,6 @@ def _open_registry(settings: Settings, backbone: str | None = None) -> Registry:
     return registry
 
 
-def _run_config(**fields: Any) -> RunConfig:
-    from pydantic import ValidationError
-
-    from adapters.validation import first_problem
-    from training.contract import RunConfig
-
-    try:
-        return RunConfig.model_validate(fields)
-    except ValidationError as error:
-        message, param = first_problem(error)
-        raise InvalidRequest(message, param=param) from error
-
-
 def _execute(config: RunConfig, out: Path, settings: Settings) -> RunResult:
     from rich.console import Console
 
@@ -330,23 +335,6 @@ def _execute(config: RunConfig, out: Path, settings: Settings) -> RunResult:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         typer.echo(f"{whose:10} {shown}")
     return result
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise InvalidRequest(f"--option '{pair}' is not key=value, such as max_new_tokens=48.")
-        options[key] = _json_or_text(value)
-    return options
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":

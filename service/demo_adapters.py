@@ -66,7 +66,12 @@ def demo_adapters(backbone: str) -> list[DemoAdapter]:
                 "squad_v1",
                 max_row_tokens=160,
                 lora={"last_layers": 15},
-                fit={"max_tokens": 50_000, "learning_rate": 2e-3, "batch_tokens": 768},
+                fit={
+                    "epochs": 1,
+                    "max_tokens": 50_000,
+                    "learning_rate": 2e-3,
+                    "batch_tokens": 768,
+                },
             ),
             min_after=0.20,
             min_gain=0.20,

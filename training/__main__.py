@@ -64,10 +64,16 @@ def _read_config(path: Path) -> RunConfig:
 def _open_log(out: Path, config: RunConfig) -> EventLog:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / CONFIG_NAME).write_text(config.model_dump_json(indent=2) + "\n")
+        if not _only_helps():
+            (out / CONFIG_NAME).write_text(config.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise EnvironmentProblem(f"Can't write to '{out}': {error.strerror}.") from error
-    return EventLog(out / EVENTS_NAME)
+    return EventLog(Path(os.devnull) if _only_helps() else out / EVENTS_NAME)
+
+
+def _only_helps() -> bool:
+    """Tell whether another process of the same fit, as `accelerate launch` starts them, writes what comes of it."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
@@ -85,6 +91,8 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
     except Exception as error:
         log.emit(EventKind.FAILED, f"{type(error).__name__}: {error}", code="internal")
         raise
+    if result is None:
+        return ExitCode.DONE
     (out / RESULT_NAME).write_text(result.model_dump_json(indent=2) + "\n")
     (out / CHECKPOINT_NAME).unlink(missing_ok=True)
     log.emit(EventKind.FINISHED, "Finished", result=result.model_dump())
@@ -97,7 +105,7 @@ def _pause(*_: object) -> None:
     )
 
 
-def _run(config: RunConfig, out: Path, home: Path, log: EventLog) -> RunResult:
+def _run(config: RunConfig, out: Path, home: Path, log: EventLog) -> RunResult | None:
     with log.stage("data", "Reading the data"):
         inputs = read_inputs(config, log)
     _silence_libraries()

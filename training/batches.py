@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from adapters.tasks.base import Labelled
+
+ItemT = TypeVar("ItemT")
 
 
 def make_batches(
@@ -22,21 +25,28 @@ def make_batches(
     for _ in range(epochs):
         order = list(rows)
         rng.shuffle(order)
-        for batch in _fill(order, batch_tokens):
-            total += sum(len(row.token_ids) for row in batch)
+        for batch in fill_batches(order, _num_tokens, batch_tokens):
+            total += sum(map(_num_tokens, batch))
             if max_tokens is not None and total > max_tokens and batches:
                 return batches
-            batches.append(sorted(batch, key=lambda row: len(row.token_ids)))
+            batches.append(sorted(batch, key=_num_tokens))
     return batches
 
 
-def _fill(rows: Sequence[Labelled], batch_tokens: int) -> list[list[Labelled]]:
-    batches: list[list[Labelled]] = [[]]
+def fill_batches(
+    items: Sequence[ItemT], num_tokens: Callable[[ItemT], int], batch_tokens: int
+) -> list[list[ItemT]]:
+    """Return the items in their order, as many at a time as a budget of tokens allows, and at least one."""
+    batches: list[list[ItemT]] = [[]]
     room = batch_tokens
-    for row in rows:
-        if batches[-1] and len(row.token_ids) > room:
+    for item in items:
+        if batches[-1] and num_tokens(item) > room:
             batches.append([])
             room = batch_tokens
-        batches[-1].append(row)
-        room -= len(row.token_ids)
+        batches[-1].append(item)
+        room -= num_tokens(item)
     return batches
+
+
+def _num_tokens(row: Labelled) -> int:
+    return len(row.token_ids)

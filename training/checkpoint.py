@@ -1,9 +1,12 @@
-"""The resumable state of a run, as safetensors: weights, AdamW's moments, the random state, and the next step."""
+"""The resumable state of a run, as safetensors: weights, AdamW's moments, the random state, and how far it is."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -12,22 +15,48 @@ from torch import Tensor, nn
 
 from adapters.errors import InvalidRequest
 
+Score = tuple[float, ...]  # compared from the left; more is better
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(slots=True)
+class FitState:
+    """How far a fit is: steps done, and the best that validation has seen, with the weights it had.
+
+    ``num_stale`` counts the scores since that were no better.
+    """
+
+    step: int = 0
+    best_score: Score | None = None
+    best_step: int = 0
+    num_stale: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def numbers(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "num_stale": self.num_stale,
+        }
 
 
 def save_checkpoint(
     path: Path,
     named: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    step: int,
+    state: FitState,
     run_digest: str,
 ) -> None:
-    """Write the state before ``step``, replacing an older one at once.
+    """Write the state between two steps, replacing an older one at once.
 
     Args:
         run_digest: of the config and the data; only the same run may go on from here.
     """
     tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
     for name, parameter in named.items():
         tensors[f"weight/{name}"] = parameter.detach()
         for moment, value in optimizer.state.get(parameter, {}).items():
@@ -36,7 +65,7 @@ def save_checkpoint(
     save_file(
         {k: v.contiguous() for k, v in tensors.items()},
         part,
-        {"step": str(step), "run": run_digest},
+        {"state": json.dumps(state.numbers()), "run": run_digest},
     )
     part.replace(path)
 
@@ -46,14 +75,14 @@ def load_checkpoint(
     named: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     run_digest: str,
-) -> int:
-    """Restore a state and return the step to go on with; 0 if there is no checkpoint.
+) -> FitState:
+    """Restore weights, moments and random state, and return how far the run was; its beginning without a checkpoint.
 
     Raises:
         InvalidRequest: the checkpoint is another run's.
     """
     if not path.is_file():
-        return 0
+        return FitState()
     with safe_open(path, framework="pt") as file, torch.no_grad():
         if file.metadata()["run"] != run_digest:
             raise InvalidRequest(
@@ -62,11 +91,17 @@ def load_checkpoint(
                 param="out",
             )
         keys = set(file.keys())
+        state = FitState(**json.loads(file.metadata()["state"]))
+        state.best_score = None if state.best_score is None else tuple(state.best_score)
         for name, parameter in named.items():
             parameter.copy_(file.get_tensor(f"weight/{name}"))
+            if f"best/{name}" in keys:
+                state.best[name] = file.get_tensor(f"best/{name}").to(parameter.device)
             if f"exp_avg/{name}" in keys:
                 optimizer.state[parameter] = {
                     moment: file.get_tensor(f"{moment}/{name}") for moment in _MOMENTS
                 }
         torch.set_rng_state(file.get_tensor("random"))
-        return int(file.metadata()["step"])
+        if "random_cuda" in keys and torch.cuda.is_available():
+            torch.cuda.set_rng_state(file.get_tensor("random_cuda"))
+        return state

@@ -8,7 +8,7 @@ and stop; the same command then goes on from there. Free of torch, so that the s
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,9 @@ class DataSettings(Strict):
     """Files of examples: JSONL or CSV, any fsspec URL."""
 
     train: str | None = Field(None, description="Rows to train on.")
+    validation: str | None = Field(
+        None, description="Rows to choose the best weights by, and to calibrate on."
+    )
     test: str | None = Field(None, description="Rows to report on; never trained on.")
     max_row_tokens: int | None = Field(
         None, ge=8, description="Leave longer rows out of training; testing takes them all."
@@ -58,14 +61,32 @@ class LoraSettings(Strict):
     )
 
 
-class FitSettings(Strict):
-    """The optimisation."""
+Auto = Literal["auto"]
+Schedule = Literal["linear", "cosine", "constant"]
+Epochs = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+BatchTokens = Annotated[int, Field(ge=16)]
 
-    epochs: int = Field(1, ge=1)
+
+class FitSettings(Strict):
+    """The optimisation; ``auto`` is decided by the data and the backbone's size, told and stored."""
+
+    epochs: Epochs | Auto = "auto"
     max_tokens: int | None = Field(None, ge=1, description="Stop after this many tokens.")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: Rate | Auto = "auto"
+    schedule: Schedule = Field("linear", description="How the rate falls after the warm-up.")
     warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of steps with a rising rate.")
-    batch_tokens: int = Field(512, ge=16, description="Tokens a step.")
+    batch_tokens: BatchTokens | Auto = Field("auto", description="Tokens a batch.")
+    accumulation: int = Field(1, ge=1, description="Batches a step.")
+    validations: int = Field(
+        5, ge=1, description="Times that validation rows, if any, are scored; the best weights win."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after so many scores in a row that were no better."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again instead of keeping them: less memory, slower."
+    )
     max_grad_norm: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     seed: int = Field(0, ge=0, lt=2**31)
@@ -121,4 +142,10 @@ class RunResult(Strict):
     num_train_rows: int = 0
     num_test_rows: int = 0
     num_tokens: int = 0
+    auto: dict[str, float] = Field(
+        default_factory=dict, description="The optimisation's numbers, those of 'auto' included."
+    )
+    best_step: int | None = Field(
+        None, description="Step whose weights validation liked best; None without validation."
+    )
     seconds: dict[str, float] = Field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapters.errors import InvalidRequest
 from adapters.tasks.catalog import AnyTask, get_task, task_class
@@ -22,9 +22,10 @@ class Inputs:
     task: AnyTask | None
     train: list[Example]
     test: list[Example]
+    validation: list[Example] = field(default_factory=list)
 
     def fingerprints(self) -> dict[str, str]:
-        parts = {"train": self.train, "test": self.test}
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: fingerprint(rows) for name, rows in parts.items() if rows}
 
 
@@ -46,9 +47,13 @@ def read_inputs(config: RunConfig, log: EventLog) -> Inputs:
         raise InvalidRequest("No training file. Set data.train.", param="data.train")
     train = load_examples(config.data.train, config.task)
     test = load_examples(config.data.test, config.task) if config.data.test else []
+    validation = (
+        load_examples(config.data.validation, config.task) if config.data.validation else []
+    )
     for warning in check_examples(train, test):
         log.emit(EventKind.WARNING, warning)
-    return Inputs(_task(config, cls, train), train, test[: config.data.max_test_rows])
+    task = _task(config, cls, train)
+    return Inputs(task, train, test[: config.data.max_test_rows], validation)
 
 
 def _task(config: RunConfig, cls: type[AnyTask], train: list[Example]) -> AnyTask | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from adapters.backbone import (
     find_backbone,
     load_backbone,
 )
-from adapters.bundle import load_bundle
+from adapters.bundle import Manifest, load_bundle
 from adapters.errors import InvalidData, InvalidRequest, TextTooLong
 from adapters.tasks.base import Labelled
 from adapters.tasks.catalog import AnyTask, get_task
 from adapters.tasks.room import row_room
 from adapters.tensors import canonical_digest
 from adapters.tokenizer import Tokenizer, load_tokenizer
+from training.auto import FitPlan, plan_fit
 from training.batches import make_batches
+from training.checkpoint import Score
 from training.contract import (
     BUNDLE_NAME,
     CHECKPOINT_NAME,
@@ -40,19 +43,24 @@ from training.export import (
     seal,
     write_weights,
 )
+from training.fitting import Fit, Hooks, paused
 from training.gate import check_examples
 from training.inputs import Inputs
-from training.trainer import Trainee, build_trainee, fit, paused
+from training.trainer import Trainee, build_trainee
+from training.validation import Validation
+from training.world import World
 
 Metrics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class FitSize:
-    """What was trained on; a row counts once an epoch."""
+class Fitted:
+    """What was trained on, a row counting once an epoch, with which numbers, and the step that was best."""
 
     num_rows: int
     num_tokens: int
+    plan: FitPlan
+    best_step: int | None
 
 
 class Run:
@@ -74,8 +82,8 @@ class Run:
         self._stop = False
         self._is_fitting = False
 
-    def execute(self) -> RunResult:
-        """Do what the config says, and return what came of it.
+    def execute(self) -> RunResult | None:
+        """Do what the config says, and return what came of it; None in a process that only helped another to fit.
 
         Raises:
             RunPaused: SIGTERM came.
@@ -119,47 +127,72 @@ class Run:
             seconds=self.log.seconds,
         )
 
-    def _train(self, backbone: Backbone, tokenizer: Tokenizer) -> RunResult:
+    def _train(self, backbone: Backbone, tokenizer: Tokenizer) -> RunResult | None:
         task, parent = self._task(backbone)
+        world = World(backbone.device)
         test = self.inputs.test
         rows = self._encode(task, tokenizer, backbone)
         metrics: Metrics = {}
-        if test and self.config.evaluate_untrained:
+        if test and self.config.evaluate_untrained and world.rank == 0:
             metrics |= self._test_untrained(task, backbone, tokenizer)
         trainee = self._build(task, backbone)
-        size = self._fit(trainee, rows)
+        fitted = self._fit(trainee, rows, task, tokenizer, world)
+        if world.rank:
+            return None
         folder = self.out / BUNDLE_NAME
         write_weights(trainee, folder)
         trainee.release()
-
-        def sealed(found: Metrics) -> str:
-            return seal(
-                folder,
-                task=task,
-                spec=backbone.spec,
-                metrics=found,
-                data=self.inputs.fingerprints(),
-                dtype=str(backbone.dtype).removeprefix("torch."),
-                seed=self.config.fit.seed,
-                parent=parent,
-                quantization=backbone.quantization,
-            ).digest
-
-        # Sealed twice: the engine that tests it takes sealed bundles only, and metrics are not in the digest.
-        sealed(metrics)
+        # Sealed again after each of the next two: the engine takes sealed bundles only. Metrics are not in the digest.
+        manifest = self._seal(folder, task, backbone, metrics, parent)
+        if self.inputs.validation:
+            task = self._calibrated(task, backbone, tokenizer, folder)
+            manifest = self._seal(folder, task, backbone, metrics, parent)
         if test:
             metrics |= self._test("after", task, backbone, tokenizer, folder, test)
             metrics |= _baselines(task, test)
+            manifest = self._seal(folder, task, backbone, metrics, parent)
         return RunResult(
             task=task.name,
             primary_metric=task.primary_metric,
-            digest=sealed(metrics),
+            digest=manifest.digest,
             metrics=metrics,
-            num_train_rows=size.num_rows,
+            num_train_rows=fitted.num_rows,
             num_test_rows=len(test),
-            num_tokens=size.num_tokens,
+            num_tokens=fitted.num_tokens,
+            auto=asdict(fitted.plan),
+            best_step=fitted.best_step,
             seconds=self.log.seconds,
         )
+
+    def _seal(
+        self,
+        folder: Path,
+        task: AnyTask,
+        backbone: Backbone,
+        metrics: Metrics,
+        parent: str | None,
+    ) -> Manifest:
+        return seal(
+            folder,
+            task=task,
+            spec=backbone.spec,
+            metrics=metrics,
+            data=self.inputs.fingerprints(),
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            seed=self.config.fit.seed,
+            parent=parent,
+            quantization=backbone.quantization,
+        )
+
+    def _calibrated(
+        self, task: AnyTask, backbone: Backbone, tokenizer: Tokenizer, folder: Path
+    ) -> AnyTask:
+        """Return the task with what the validation rows decide, such as a threshold."""
+        rows = self.inputs.validation
+        progress = self.log.progress("calibrate", len(rows))
+        with self.log.stage("calibrate", f"Calibrating on {len(rows)} validation rows"):
+            _, observed = predict(backbone, task, tokenizer, folder, rows, progress.update)
+            return get_task(task.name, task.calibrated(tokenizer, observed))
 
     def _task(self, backbone: Backbone) -> tuple[AnyTask, str | None]:
         """Return the task and, if the run goes on from a parent, the parent's digest."""
@@ -205,40 +238,78 @@ class Run:
         return rows
 
     def _build(self, task: AnyTask, backbone: Backbone) -> Trainee:
-        lora, head = self.config.lora, task.head(backbone.spec.family)
+        lora, head, fit = self.config.lora, task.head(backbone.spec.family), self.config.fit
+        recompute = fit.gradient_checkpointing
         if self.config.parent is None:
-            return build_trainee(backbone, lora, head, self.config.fit.seed)
+            return build_trainee(backbone, lora, head, fit.seed, recompute=recompute)
         folder = Path(self.config.parent)
-        trainee = build_trainee(backbone, lora_settings_of(folder), head, self.config.fit.seed)
+        trainee = build_trainee(
+            backbone, lora_settings_of(folder), head, fit.seed, recompute=recompute
+        )
         load_weights(trainee, folder)
         return trainee
 
-    def _fit(self, trainee: Trainee, rows: list[Labelled]) -> FitSize:
+    def _fit(
+        self,
+        trainee: Trainee,
+        rows: list[Labelled],
+        task: AnyTask,
+        tokenizer: Tokenizer,
+        world: World,
+    ) -> Fitted:
         settings = self.config.fit
+        plan = plan_fit(settings, rows, trainee.backbone.spec.hidden_size)
         batches = make_batches(
             rows,
-            settings.batch_tokens,
+            plan.batch_tokens,
             seed=settings.seed,
-            epochs=settings.epochs,
+            epochs=plan.epochs,
             max_tokens=settings.max_tokens,
         )
         used = [row for batch in batches for row in batch]
-        progress = self.log.progress("fit", len(batches))
-        with self.log.stage("fit", f"Training on {len(used)} rows, {len(batches)} steps"):
+        fit = Fit(
+            trainee,
+            batches,
+            settings,
+            plan.learning_rate,
+            checkpoint=self.out / CHECKPOINT_NAME,
+            run_digest=self._digest(used),
+            world=world,
+        )
+        progress = self.log.progress("fit", fit.num_steps)
+        fit.hooks = Hooks(
+            should_pause=lambda: self._stop,
+            on_step=lambda step, data: progress.update(step, **data),
+            score=self._scorer(trainee, task, tokenizer),
+        )
+        numbers = ", ".join(f"{name} {value:g}" for name, value in asdict(plan).items())
+        told = f"Training on {len(used)} rows, {fit.num_steps} steps ({numbers})"
+        with self.log.stage("fit", told):
             self._is_fitting = True
-            fit(
-                trainee,
-                batches,
-                settings,
-                checkpoint=self.out / CHECKPOINT_NAME,
-                run_digest=self._digest(used),
-                should_pause=lambda: self._stop,
-                on_step=lambda step, data: progress.update(step, **data),
-            )
+            state = fit.run()
             self._is_fitting = False
         if self._stop:
             raise paused()
-        return FitSize(len(used), sum(len(row.token_ids) for row in used))
+        num_tokens = sum(len(row.token_ids) for row in used)
+        return Fitted(len(used), num_tokens, plan, state.best_step if state.best else None)
+
+    def _scorer(
+        self, trainee: Trainee, task: AnyTask, tokenizer: Tokenizer
+    ) -> Callable[[int], Score] | None:
+        """Return what scores the trainee after a step; None without validation rows."""
+        if not self.inputs.validation:
+            return None
+        validation = Validation(task, tokenizer, self.inputs.validation)
+
+        def score(step: int) -> Score:
+            found = validation.metrics(trainee)
+            told = f"validation after step {step}: {found}"
+            self.log.emit(
+                EventKind.METRICS, told, of="fit", split="validation", step=step, metrics=found
+            )
+            return validation.score(found)
+
+        return score
 
     def _digest(self, rows: list[Labelled]) -> str:
         config = self.config.model_dump(mode="json")
@@ -252,17 +323,7 @@ class Run:
             trainee = self._build(task, backbone)
             write_weights(trainee, folder)
             trainee.release()
-            seal(
-                folder,
-                task=task,
-                spec=backbone.spec,
-                metrics={},
-                data={},
-                dtype=str(backbone.dtype).removeprefix("torch."),
-                seed=self.config.fit.seed,
-                parent=None,
-                quantization=backbone.quantization,
-            )
+            self._seal(folder, task, backbone, {}, None)
         return self._test("before", task, backbone, tokenizer, folder, self.inputs.test)
 
     def _test(

@@ -1,26 +1,22 @@
-"""Fits LoRA weights and a head on a frozen backbone: `Trainee` is what is fitted, `fit` the loop."""
+"""What is fitted: LoRA weights and a head on a frozen backbone."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from adapters.architectures import ARCHITECTURES
 from adapters.backbone import Backbone
-from adapters.errors import InvalidRequest, RunFailed, RunPaused, UnsupportedBackbone
+from adapters.errors import InvalidRequest, UnsupportedBackbone
 from adapters.runtime.pack import pack_rows
 from adapters.tasks.base import HeadSpec, Labelled
 from adapters.tasks.heads import Head, build_head, row_loss
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.contract import FitSettings, LoraSettings
+from training.contract import LoraSettings
 from training.lora_layers import replace_forwards
 from training.parts import replace_parts
 
@@ -46,12 +42,21 @@ class Trainee:
 
     def loss(self, rows: Sequence[Labelled]) -> tuple[Tensor, int]:
         """Return a batch's summed loss and its number of labels; rows shortest first."""
+        return self.loss_of(*self.hidden_states(rows), rows)
+
+    def hidden_states(self, rows: Sequence[Labelled]) -> tuple[Tensor, Tensor]:
+        """Return a batch's hidden states ``[T, D]`` and its rows' B + 1 token borders."""
         device = self.backbone.device
         pack = pack_rows([len(row.token_ids) for row in rows], device=device)
         token_ids = torch.tensor([t for row in rows for t in row.token_ids], device=device)
-        hidden_TD = self.backbone.hidden_states(token_ids, pack)
+        return self.backbone.hidden_states(token_ids, pack), pack.bounds
+
+    def loss_of(
+        self, hidden_TD: Tensor, bounds: Tensor, rows: Sequence[Labelled]
+    ) -> tuple[Tensor, int]:
+        """Return what `loss` does, from hidden states."""
         language_head: Callable[[Tensor], Tensor] = self.backbone.next_token_logits
-        return row_loss(self.head, language_head, hidden_TD, pack.bounds, rows)
+        return row_loss(self.head, language_head, hidden_TD, bounds, rows)
 
     def lora_state(self) -> dict[str, Tensor]:
         """Return the LoRA weights under the names that stock peft loads."""
@@ -60,14 +65,25 @@ class Trainee:
     def release(self) -> None:
         """Take the LoRA layers out again, so that the backbone is bare."""
         self.undo()
+        model: Any = self.backbone.model
+        model.gradient_checkpointing_disable()
         self.peft_model.unload()
         self.backbone.model.eval()
 
 
 def build_trainee(
-    backbone: Backbone, lora: LoraSettings, head: HeadSpec | None, seed: int
+    backbone: Backbone,
+    lora: LoraSettings,
+    head: HeadSpec | None,
+    seed: int,
+    *,
+    recompute: bool = False,
 ) -> Trainee:
     """Put fresh LoRA layers (B is zero: no change yet) into a backbone and make a fresh head.
+
+    Args:
+        recompute: compute activations again in the backward pass instead of keeping them (gradient checkpointing:
+            Chen et al., arXiv 1604.06174).
 
     Raises:
         InvalidRequest: the settings name no module of this backbone.
@@ -90,6 +106,9 @@ def build_trainee(
         fan_in_fan_out=backbone.is_transposed,
     )
     peft_model = get_peft_model(backbone.model, config)
+    if recompute:
+        model: Any = backbone.model
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     module = build_head(head, backbone.spec.hidden_size) if head else None
     head_module = module.to(backbone.device) if module else None
     return Trainee(backbone, peft_model, head_module, _speed_up(backbone))
@@ -129,76 +148,3 @@ def target_modules(backbone: Backbone, lora: LoraSettings) -> list[str]:
 
 def _layer_of(path: str) -> int:
     return next((int(part) for part in path.split(".") if part.isdigit()), -1)
-
-
-def fit(
-    trainee: Trainee,
-    batches: Sequence[Sequence[Labelled]],
-    settings: FitSettings,
-    *,
-    checkpoint: Path,
-    run_digest: str,
-    should_pause: Callable[[], bool],
-    on_step: Callable[[int, dict[str, Any]], None],
-) -> None:
-    """Train on the batches in order, going on from ``checkpoint`` if it is there.
-
-    AdamW with linear warm-up and decay. The loss of a step is the mean over its labels.
-
-    Raises:
-        RunPaused: ``should_pause`` said so; the state is in ``checkpoint``.
-        RunFailed: the loss is no longer finite.
-    """
-    accelerator = Accelerator(cpu=trainee.backbone.device.type == "cpu")
-    named = trainee.parameters()
-    optimizer = torch.optim.AdamW(
-        list(named.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    first = load_checkpoint(checkpoint, named, optimizer, run_digest)
-    trainee.backbone.model.train()
-    saved = time.monotonic()
-    for step in range(first, len(batches)):
-        if should_pause() or time.monotonic() - saved > settings.checkpoint_seconds:
-            save_checkpoint(checkpoint, named, optimizer, step, run_digest)
-            saved = time.monotonic()
-            if should_pause():
-                raise paused()
-        rate = learning_rate(step, len(batches), settings)
-        loss = _step(trainee, batches[step], optimizer, rate, accelerator, settings.max_grad_norm)
-        on_step(step + 1, {"loss": loss, "learning_rate": rate})
-    save_checkpoint(checkpoint, named, optimizer, len(batches), run_digest)
-    trainee.backbone.model.eval()
-
-
-def paused() -> RunPaused:
-    return RunPaused("The run was stopped; the same command goes on from its last checkpoint.")
-
-
-def learning_rate(step: int, num_steps: int, settings: FitSettings) -> float:
-    """Return a step's rate: up to ``learning_rate`` over the warm-up, then linearly down to zero."""
-    warmup = max(1, round(settings.warmup_share * num_steps))
-    rising = min(1.0, (step + 1) / warmup)
-    return settings.learning_rate * min(rising, (num_steps - step) / num_steps)
-
-
-def _step(
-    trainee: Trainee,
-    batch: Sequence[Labelled],
-    optimizer: torch.optim.Optimizer,
-    rate: float,
-    accelerator: Accelerator,
-    max_grad_norm: float,
-) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    total, num_labels = trainee.loss(batch)
-    loss = total / num_labels
-    if not bool(loss.isfinite()):
-        raise RunFailed(
-            f"The loss became '{loss.item()}'. Lower fit.learning_rate ({rate:.2g} at this step)."
-        )
-    accelerator.backward(loss)
-    accelerator.clip_grad_norm_(trainee.parameters().values(), max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return float(loss.item())

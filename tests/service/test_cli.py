@@ -133,3 +133,28 @@ def test_train_registers_what_it_made(tmp_path, decoder_folder):
     assert "Registered films:1" in done.stdout, done.stderr
     assert "majority" in done.stdout
     assert headstock("adapters", "list").stdout.startswith("films:1")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("fit.epochs", "is not path=value"),
+        ("fit.epochs=none", "epochs"),
+        ("fit.speed=3", "speed"),
+        ("task.name=3", "'task' holds no fields"),
+    ],
+)
+def test_a_change_that_fits_no_field_of_the_run_is_refused(tmp_path, change, said):
+    done = headstock(
+        "train", "text-classification", tmp_path / "none.jsonl", "--out", tmp_path, "--set", change
+    )
+    assert_one_line(done, said)
+
+
+def test_any_field_of_a_run_can_be_set():
+    from service.run_configs import run_config
+
+    changes = ["fit.schedule=cosine", 'lora.target_modules=["q_proj"]']
+    config = run_config(changes, task="regression", data={"train": "a"}, fit={"epochs": 3})
+    assert (config.fit.schedule, config.fit.epochs) == ("cosine", 3)
+    assert config.lora.target_modules == ["q_proj"]

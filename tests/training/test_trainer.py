@@ -16,7 +16,8 @@ from tests.bundles import answerer, classifier, save_bundle, summarizer
 from tests.tiny import save_backbone
 from training.batches import make_batches
 from training.contract import FitSettings, LoraSettings
-from training.trainer import build_trainee, fit, learning_rate
+from training.fitting import Fit, Hooks
+from training.trainer import build_trainee
 
 ROWS = {
     "text-classification": [
@@ -35,7 +36,7 @@ TASKS = {
 SETTINGS = FitSettings(learning_rate=5e-3, batch_tokens=40, epochs=4)
 
 
-def run(spec, task, tmp_path, settings=SETTINGS, pause_at=None, lora=None):
+def run(spec, task, tmp_path, settings=SETTINGS, pause_at=None, lora=None, score=None):
     """Fit the rows of a task; return the trainee and its losses."""
     backbone = load_backbone(spec, "float32")
     head = TASKS[task]().head(spec.family)
@@ -50,16 +51,22 @@ def run(spec, task, tmp_path, settings=SETTINGS, pause_at=None, lora=None):
         epochs=settings.epochs,
         max_tokens=None,
     )
+    hooks = Hooks(
+        should_pause=lambda: len(losses) == pause_at,
+        on_step=lambda step, data: losses.append(data["loss"]),
+        score=score,
+    )
+    fit = Fit(
+        trainee,
+        batches,
+        settings,
+        settings.learning_rate,
+        checkpoint=tmp_path / "checkpoint.safetensors",
+        run_digest=task,
+        hooks=hooks,
+    )
     try:
-        fit(
-            trainee,
-            batches,
-            settings,
-            checkpoint=tmp_path / "checkpoint.safetensors",
-            run_digest=task,
-            should_pause=lambda: len(losses) == pause_at,
-            on_step=lambda step, data: losses.append(data["loss"]),
-        )
+        fit.run()
     except RunPaused:
         assert len(losses) == pause_at
     return trainee, losses
@@ -138,7 +145,7 @@ def test_another_runs_checkpoint_is_refused(decoder_spec, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(decoder_spec, tmp_path):
-    settings = FitSettings(learning_rate=1e30, batch_tokens=40, max_grad_norm=1e30)
+    settings = FitSettings(learning_rate=1e30, batch_tokens=40, epochs=1, max_grad_norm=1e30)
     with pytest.raises(RunFailed, match="learning_rate"):
         run(decoder_spec, "text-classification", tmp_path, settings)
 
@@ -178,11 +185,3 @@ def test_target_modules_that_match_nothing_are_refused_with_what_there_is(decode
         build_trainee(
             load_backbone(decoder_spec, "float32"), LoraSettings(target_modules=["query"]), None, 0
         )
-
-
-def test_the_rate_rises_over_the_warm_up_and_falls_to_zero():
-    settings = FitSettings(learning_rate=1.0, warmup_share=0.1)
-    rates = [learning_rate(step, 100, settings) for step in range(100)]
-    assert rates.index(max(rates)) in (8, 9)
-    assert 0 < rates[-1] < 0.02
-    assert rates[0] == pytest.approx(0.1)

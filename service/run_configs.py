@@ -1,0 +1,54 @@
+"""Configs of runs as the command line gives them: fields, task options and changes as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from adapters.errors import InvalidRequest
+from adapters.validation import first_problem
+from training.contract import RunConfig
+
+
+def run_config(changes: Sequence[str] = (), **fields: Any) -> RunConfig:
+    """Return the config with some fields changed, each given as its path, ``=`` and a value.
+
+    Raises:
+        InvalidRequest: a change names no field, or a value is not what its field takes.
+    """
+    for change in changes:
+        path, equals, value = change.partition("=")
+        *sections, name = path.split(".")
+        section = fields
+        for each in sections:
+            section = section.setdefault(each, {})
+            if not isinstance(section, dict):
+                raise InvalidRequest(f"--set '{change}': '{each}' holds no fields.")
+        if not equals:
+            raise InvalidRequest(f"--set '{change}' is not path=value, such as fit.epochs=3.")
+        section[name] = json_or_text(value)
+    try:
+        return RunConfig.model_validate(fields)
+    except ValidationError as error:
+        message, param = first_problem(error)
+        raise InvalidRequest(message, param=param) from error
+
+
+def options_from(pairs: list[str]) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidRequest(f"--option '{pair}' is not key=value, such as max_new_tokens=48.")
+        options[key] = json_or_text(value)
+    return options
+
+
+def json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -21,7 +21,8 @@ def check_examples(
     """Return warnings about a data set.
 
     Raises:
-        InvalidData: training on it can't work: too few rows, one class or score only, or no entity at all.
+        InvalidData: training on it can't work: too few rows, one class or score only, or no entity or
+            answer at all.
     """
     if len(train) < min_rows:
         raise InvalidData(
@@ -30,6 +31,7 @@ def check_examples(
             param="data.train",
         )
     _check_scores(train)
+    _check_answers(train)
     warnings = [
         *_label_warnings(train, test),
         *_entity_warnings(train, test),
@@ -95,6 +97,15 @@ def _check_scores(train: Sequence[Example]) -> None:
         raise InvalidData(
             f"Every training row has the score '{scores.pop():g}'; there is nothing to learn. Add rows "
             "with other scores.",
+            param="data.train",
+        )
+
+
+def _check_answers(train: Sequence[Example]) -> None:
+    targets = [e.target for e in train if isinstance(e.target, AnsweringTarget)]
+    if targets and not any(target.answers for target in targets):
+        raise InvalidData(
+            "Every training row's 'answers' is '[]'; there is nothing to find. Add questions with an answer.",
             param="data.train",
         )
 

@@ -12,6 +12,7 @@ Place = tuple[int, int]
 # Chinese and Japanese set no blanks between words, so each character is one.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CHUNK = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
+_CHARACTER = re.compile(f"([{_CJK}])")
 # They begin words of their own kind: a user, a topic, a price.
 _LEADING = "@#$€£"
 
@@ -39,6 +40,16 @@ def split_words(text: str) -> list[Place]:
         places.append((start, closing))
         places += [(i, i + 1) for i in range(closing, end)]
     return places
+
+
+def has_characters_for_words(text: str) -> bool:
+    """Tell whether a text holds Chinese or Japanese characters."""
+    return _CHARACTER.search(text) is not None
+
+
+def split_characters(text: str) -> str:
+    """Return a text with a blank on either side of each Chinese or Japanese character."""
+    return _CHARACTER.sub(r" \1 ", text)
 
 
 def _is_mark(character: str) -> bool:

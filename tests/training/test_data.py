@@ -105,11 +105,19 @@ def test_a_bad_line_is_named_by_its_number_and_fault(write, row, said):
         load_examples(path, TASK)
 
 
+@pytest.mark.parametrize("answers", [[], {"text": [], "answer_start": []}])
+@pytest.mark.parametrize("is_csv", [False, True])
+def test_a_question_may_have_no_answer(write, answers, is_csv):
+    row = {**ANSWER, "answers": json.dumps(answers) if is_csv else answers}
+    name, content = ("a.csv", as_csv([row])) if is_csv else ("a.jsonl", json_lines(row))
+    (example,) = load_examples(write(name, content), ANSWERING)
+    assert example.target.answers == []
+
+
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
         ("Ada", "field 'answers' is 'Ada': Input should be a valid list"),
-        ([], "field 'answers' is"),
         ([{"text": "Ada"}], r"no field 'answers.0.answer_start'. Fields found: 'text'\."),
         ([{"text": "Ada", "answer_start": -1}], "field 'answers.0.answer_start' is '-1'"),
         ([{"text": "Ada", "answer_start": 0, "id": 1}], "unknown field 'answers.0.id'"),

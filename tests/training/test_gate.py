@@ -28,6 +28,15 @@ def answered(count, *, answer="Ada", start=0):
     ]
 
 
+def unanswered(count):
+    return [
+        Example(
+            ANSWERS.Request(question=f"Why {i}?", context="Ada."), ANSWERS.Target(answers=[]), i + 1
+        )
+        for i in range(count)
+    ]
+
+
 def scored(scores):
     return [
         Example(SCORES.Request(text=f"row {i}"), SCORES.Target(score=score), i + 1)
@@ -54,6 +63,7 @@ def tagged(tags, prefix="row"):
         (labelled("abababababab"), ()),
         (labelled("abababababab"), labelled("ab", "test")),
         (answered(MIN_ROWS), ()),
+        (answered(MIN_ROWS) + unanswered(3), unanswered(1)[:0]),
     ],
 )
 def test_good_data_passes_without_a_warning(train, test):
@@ -134,3 +144,10 @@ def test_rare_and_unseen_entities_are_told():
         "Label 'b' has only 1 training rows.",
         "Test label 'c' is in no training row; it can't be found.",
     ]
+
+
+def test_a_file_in_which_no_question_has_an_answer_is_refused():
+    with pytest.raises(InvalidData, match="Add questions with an answer") as caught:
+        check_examples(unanswered(MIN_ROWS), answered(1))
+    assert caught.value.param == "data.train"
+    assert check_examples([*unanswered(MIN_ROWS), *answered(1)]) == []

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from adapters.errors import InvalidData, InvalidRequest
+from adapters.errors import InvalidData, InvalidRequest, TextTooLong
 from adapters.tasks.base import (
     NO_LABEL,
     Encoded,
@@ -23,6 +23,7 @@ from adapters.tasks.base import (
     fit_prompt,
 )
 from adapters.tasks.metrics import span_metrics
+from adapters.tasks.windows import Window, fit_windows, readable
 from adapters.tasks.words import Place, Span, join_words, read_spans, split_words, write_tags
 from adapters.tokenizer import Tokenizer, Tokens
 from adapters.validation import listed
@@ -34,6 +35,11 @@ Tag = Annotated[str, Field(min_length=1)]
 class TaggingOptions(TaskOptions):
     labels: list[Annotated[str, Field(min_length=1)]] = Field(
         min_length=1, description="Kinds of entity; their order is the head's."
+    )
+    stride: int = Field(
+        128,
+        ge=0,
+        description="Tokens that neighbouring windows of a long text share, half a window at most.",
     )
 
     @field_validator("labels")
@@ -113,17 +119,56 @@ class TokenClassification(Task[TaggingOptions, TaggingRequest, TaggingTarget, Ta
             text,
             max_tokens,
             truncate=parameters.truncate,
-            param="text" if request.tokens is None else "tokens",
+            param=_param(request),
         )
-        firsts = _first_tokens(tokens, places)
-        if all(first is None for first in firsts):
-            raise InvalidRequest(
-                "The tokenizer finds nothing to read in the text. Send one with words.",
-                param="text" if request.tokens is None else "tokens",
-            )
-        if request.tokens is None:
-            places, firsts = _merge_words(places, firsts)
+        places, firsts = _read_words(request, places, tokens)
         return Encoded(tokens.ids, truncated, offsets=places, first_tokens=firsts)
+
+    def encode_parts(
+        self,
+        tokenizer: Tokenizer,
+        request: TaggingRequest,
+        parameters: TaskParameters,
+        max_tokens: int,
+    ) -> list[Encoded]:
+        try:
+            return [self.encode(tokenizer, request, TaskParameters(), max_tokens)]
+        except TextTooLong:
+            return self._windows(tokenizer, request, parameters, max_tokens)
+
+    def _windows(
+        self,
+        tokenizer: Tokenizer,
+        request: TaggingRequest,
+        parameters: TaskParameters,
+        max_tokens: int,
+    ) -> list[Encoded]:
+        """Return a row for each window; each word is one row's to answer, the one that has most around it."""
+        cut, param = parameters.truncate, _param(request)
+        text, places = _words_of(request)
+        text, is_shortened = readable(text, max_tokens, truncate=cut, param=param)
+        tokens = tokenizer.encode(text)
+        places, firsts = _read_words(request, places, tokens)
+        first, end = tokens.between(0, len(text))
+        room = max_tokens - (len(tokens.ids) - (end - first))
+        windows, is_cut = fit_windows(
+            end - first, room, self.options.stride, truncate=cut, param=param
+        )
+        owners = [None if at is None else _most_context(windows, at - first) for at in firsts]
+        rows = [
+            Encoded(
+                tokens.ids[:first] + tokens.ids[first + a : first + b] + tokens.ids[end:],
+                is_shortened or is_cut,
+                offsets=places,
+                first_tokens=[
+                    at - a if at is not None and owner == i else None
+                    for at, owner in zip(firsts, owners, strict=True)
+                ],
+            )
+            for i, (a, b) in enumerate(windows)
+        ]
+        # A row inside one very long word has nothing to answer, and nothing to learn from.
+        return [row for row in rows if any(at is not None for at in row.first_tokens)]
 
     def label(self, tokenizer: Tokenizer, encoded: Encoded, target: TaggingTarget) -> Labelled:
         labels = [NO_LABEL] * len(encoded.token_ids)
@@ -141,17 +186,27 @@ class TokenClassification(Task[TaggingOptions, TaggingRequest, TaggingTarget, Ta
     def postprocess(
         self, tokenizer: Tokenizer, request: TaggingRequest, encoded: Encoded, output: RowOutput
     ) -> dict[str, Any]:
-        assert output.logits is not None
-        shifted_TO = np.exp(output.logits - output.logits.max(axis=1, keepdims=True))
-        scores_TO = shifted_TO / shifted_TO.sum(axis=1, keepdims=True)
-        best_T = scores_TO.argmax(axis=1)
-        tags = ["O" if i is None else self.tags[best_T[i]] for i in encoded.first_tokens]
-        scores = [0.0 if i is None else float(scores_TO[i].max()) for i in encoded.first_tokens]
-        text = request.text if request.tokens is None else " ".join(request.tokens)
-        assert text is not None
-        return {
-            "entities": [_entity(text, span, encoded.offsets, scores) for span in read_spans(tags)]
-        }
+        return self.postprocess_parts(tokenizer, request, [encoded], [output])
+
+    def postprocess_parts(
+        self,
+        tokenizer: Tokenizer,
+        request: TaggingRequest,
+        parts: Sequence[Encoded],
+        outputs: Sequence[RowOutput],
+    ) -> dict[str, Any]:
+        places = parts[0].offsets
+        tags, scores = ["O"] * len(places), [0.0] * len(places)
+        for part, output in zip(parts, outputs, strict=True):
+            assert output.logits is not None
+            shifted_TO = np.exp(output.logits - output.logits.max(axis=1, keepdims=True))
+            scores_TO = shifted_TO / shifted_TO.sum(axis=1, keepdims=True)
+            for word, at in enumerate(part.first_tokens):
+                if at is not None:
+                    tags[word] = self.tags[scores_TO[at].argmax()]
+                    scores[word] = float(scores_TO[at].max())
+        text, _ = _words_of(request)
+        return {"entities": [_entity(text, span, places, scores) for span in read_spans(tags)]}
 
     def score(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[TaggingTarget]
@@ -160,6 +215,33 @@ class TokenClassification(Task[TaggingOptions, TaggingRequest, TaggingTarget, Ta
             _tags_of(p["entities"], t.tokens) for p, t in zip(predictions, targets, strict=True)
         ]
         return span_metrics(predicted, [target.tags for target in targets])
+
+
+def _param(request: TaggingRequest) -> str:
+    return "text" if request.tokens is None else "tokens"
+
+
+def _read_words(
+    request: TaggingRequest, places: Sequence[Place], tokens: Tokens
+) -> tuple[list[Place], list[int | None]]:
+    """Return the places of a request's words, and the token that each begins with.
+
+    Raises:
+        InvalidRequest: no word has a token.
+    """
+    firsts = _first_tokens(tokens, places)
+    if all(first is None for first in firsts):
+        raise InvalidRequest(
+            "The tokenizer finds nothing to read in the text. Send one with words.",
+            param=_param(request),
+        )
+    return _merge_words(places, firsts) if request.tokens is None else (list(places), firsts)
+
+
+def _most_context(windows: Sequence[Window], at: int) -> int | None:
+    """Return the window in which a token has most on its shorter side; None behind the last one."""
+    inside = [i for i, (first, end) in enumerate(windows) if first <= at < end]
+    return max(inside, key=lambda i: min(at - windows[i][0], windows[i][1] - 1 - at), default=None)
 
 
 def _words_of(request: TaggingRequest) -> tuple[str, list[Place]]:

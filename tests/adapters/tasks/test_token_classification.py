@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adapters.errors import InvalidData, InvalidRequest, TextTooLong
@@ -184,3 +186,72 @@ def test_a_wrong_request_is_refused_with_what_is_wrong(value, said):
 def test_wrong_labels_are_refused(labels):
     with pytest.raises(InvalidRequest, match="Options of 'token-classification': field 'labels"):
         get_task("token-classification", {"labels": labels})
+
+
+WORDS = st.text("ab.é北京🙂👩\u200d", min_size=1, max_size=12)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    words=st.lists(WORDS, min_size=1, max_size=60),
+    limit=st.integers(9, 50),
+    stride=st.integers(0, 30),
+    data=st.data(),
+)
+def test_windows_answer_each_word_once_where_it_has_most_context(
+    words, limit, stride, data, decoder_tokenizer, encoder_tokenizer
+):
+    task = get_task("token-classification", {"labels": ["person", "place"], "stride": stride})
+    tags = data.draw(st.lists(st.sampled_from(task.tags), min_size=len(words), max_size=len(words)))
+    request = CLASS.Request(tokens=words)
+    for tokenizer in (decoder_tokenizer, encoder_tokenizer):
+        whole = task.encode(tokenizer, request, CLASS.Parameters(), 10**6)
+        try:
+            parts = task.encode_parts(tokenizer, request, CLASS.Parameters(), limit)
+        except TextTooLong:  # more than MAX_PARTS
+            continue
+        assert all(len(part.token_ids) <= limit for part in parts)
+        for word, first in enumerate(whole.first_tokens):
+            owners = [part for part in parts if part.first_tokens[word] is not None]
+            assert len(owners) == (first is not None)
+            for part in owners:
+                assert part.token_ids[part.first_tokens[word]] == whole.token_ids[first]
+        rows = task.label_parts(tokenizer, parts, CLASS.Target(tokens=words, tags=tags))
+        outputs = []
+        for row in rows:
+            logits = np.zeros((len(row.token_ids), len(task.tags)), np.float32)
+            for token, label in enumerate(row.labels):
+                logits[token, label if label != NO_LABEL else 1] = 9
+            outputs.append(RowOutput(logits))
+        found = task.postprocess_parts(tokenizer, request, parts, outputs)
+        text = " ".join(words)
+        assert all(text[e["start"] : e["end"]] == e["text"] for e in found["entities"])
+        read = [
+            "O" if first is None else tag
+            for tag, first in zip(tags, whole.first_tokens, strict=True)
+        ]
+        expected = CLASS.Target(tokens=words, tags=read)
+        assert task.score([found], [expected])["f1"] == float(any(tag != "O" for tag in read))
+
+
+def test_a_word_in_two_windows_belongs_to_the_one_with_more_around_it(encoder_tokenizer):
+    task = get_task("token-classification", {"labels": ["a"], "stride": 10})
+    words = ["a"] * 45
+    request = CLASS.Request(tokens=words)
+    parts = task.encode_parts(encoder_tokenizer, request, CLASS.Parameters(), 32)
+    assert len(parts) == 2
+    owned = [[at for at in part.first_tokens if at is not None] for part in parts]
+    for part, places in zip(parts, owned, strict=True):
+        ends = [min(places) - 1, len(part.token_ids) - 2 - max(places)]
+        assert min(ends) == 0
+        assert max(ends) >= 4  # half of what the windows share
+
+
+def test_a_text_of_too_many_windows_is_refused_or_cut(encoder_tokenizer):
+    request = CLASS.Request(text="word " * 3000)
+    with pytest.raises(TextTooLong, match=r"'text' of .* windows") as caught:
+        TASK.encode_parts(encoder_tokenizer, request, CLASS.Parameters(), 30)
+    assert caught.value.param == "text"
+    parts = TASK.encode_parts(encoder_tokenizer, request, CLASS.Parameters(truncate=True), 30)
+    assert all(part.truncated for part in parts)
+    assert any(all(p.first_tokens[i] is None for p in parts) for i in range(3000))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adapters.bundle import load_bundle
+from adapters.tasks.room import row_room
 from training.contract import RunConfig
 from training.events import EventLog
 from training.inputs import read_inputs
@@ -34,12 +35,24 @@ ROWS = {
     ]
     * 4,
 }
+CONTEXT = "The dog sleeps. Ada saw {}. The sun is warm."
+ROWS["question-answering"] = [
+    {"question": q, "context": CONTEXT.format(place), "answers": answers}
+    for place in ("Zürich", "北京", "Rome", "été")
+    for q, answers in (
+        ("Where?", [{"text": place, "answer_start": CONTEXT.index("{")}]),
+        ("Who flew?", []),
+    )
+] * 2
 OPTIONS = {"translation": {"max_new_tokens": 8}, "text-generation": {"max_new_tokens": 8}}
+RATES = {"question-answering": 0.005}
 CASES = [
     ("regression", "decoder"),
     ("regression", "encoder"),
     ("token-classification", "encoder"),
     ("token-classification", "decoder"),
+    ("question-answering", "encoder"),
+    ("question-answering", "decoder"),
     ("translation", "decoder"),
     ("text-generation", "decoder"),
 ]
@@ -65,7 +78,7 @@ def test_a_task_trains_and_is_sealed(task, family, tmp_path, request):
         backbone=spec.folder,
         dtype="float32",
         data={"train": str(data), "test": str(data), "max_test_rows": 8},
-        fit={"learning_rate": 0.02, "batch_tokens": 128, "epochs": 20},
+        fit={"learning_rate": RATES.get(task, 0.02), "batch_tokens": 128, "epochs": 20},
         evaluate_untrained=True,
     )
     log = EventLog(tmp_path / "events.jsonl")
@@ -75,3 +88,33 @@ def test_a_task_trains_and_is_sealed(task, family, tmp_path, request):
     primary = result.primary_metric
     assert result.metrics["after"][primary] > 0.8
     assert result.metrics["after"][primary] > result.metrics["before"][primary]
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_answers_in_windows_are_learned_with_questions_that_have_none(family, tmp_path, request):
+    spec = request.getfixturevalue(f"{family}_spec")
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS["question-answering"]))
+    config = RunConfig(
+        task="question-answering",
+        options={"max_tokens": 48, "stride": 16},
+        backbone=spec.folder,
+        dtype="float32",
+        data={"train": str(data), "test": str(data), "validation": str(data)},
+        fit={"learning_rate": RATES["question-answering"], "batch_tokens": 128, "epochs": 30},
+    )
+    log = EventLog(tmp_path / "events.jsonl")
+    result = Run(config, read_inputs(config, log), tmp_path, tmp_path / "home", log).execute()
+    task = load_bundle(tmp_path / "bundle", spec).task()
+    assert task.options.unanswerable
+    tokenizer = request.getfixturevalue(f"{family}_tokenizer")
+    asked = task.Request(**{k: ROWS[task.name][0][k] for k in ("question", "context")})
+    assert (
+        len(task.encode_parts(tokenizer, asked, task.Parameters(), 256)) == 1
+    )  # without the limit
+    room = row_room(task, spec, task.Parameters())
+    assert len(task.encode_parts(tokenizer, asked, task.Parameters(), room)) > 1
+    after = result.metrics["after"]
+    assert after["has_answer_f1"] > 0.8
+    assert after["no_answer_f1"] > 0.8
+    assert result.metrics["never_answer"]["f1"] == 0.5

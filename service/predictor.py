@@ -38,6 +38,7 @@ class Prepared:
     version: Version
     task: AnyTask
     request: BaseModel
+    parameters: BaseModel
     parts: list[Encoded]
     rows: list[Row]
 
@@ -89,6 +90,29 @@ class Predictor:
             for item in prepared
         ]
 
+    def follow_ups(
+        self,
+        prepared: Sequence[Prepared | HeadstockError],
+        answers: Sequence[dict[str, Any] | HeadstockError],
+    ) -> dict[int, Prepared | HeadstockError]:
+        """Return what has to be asked next, by the place of the item whose answer is not its last one."""
+        again: dict[int, Prepared | HeadstockError] = {}
+        for i, (item, answer) in enumerate(zip(prepared, answers, strict=True)):
+            if isinstance(item, HeadstockError) or isinstance(answer, HeadstockError):
+                continue
+            request = item.task.follow_up(
+                self._tokenizer, item.request, item.parameters, item.parts, answer
+            )
+            if request is None:
+                continue
+            try:
+                again[i] = self._with_rows(
+                    item.version, item.task, request, item.parameters, item.rows[0].deadline
+                )
+            except HeadstockError as error:
+                again[i] = error
+        return again
+
     def prepare_stream(self, item: PredictItem, deadline: float | None = None) -> Prepared:
         """Return an item of one row, to be handed over token by token.
 
@@ -124,6 +148,16 @@ class Predictor:
         task = self._task_of(version)
         request = _validate(task, "Request", _as_object(task, item.input), "input")
         parameters = _validate(task, "Parameters", item.parameters, "parameters")
+        return self._with_rows(version, task, request, parameters, deadline)
+
+    def _with_rows(
+        self,
+        version: Version,
+        task: AnyTask,
+        request: BaseModel,
+        parameters: BaseModel,
+        deadline: float | None,
+    ) -> Prepared:
         room = row_room(task, self._backbone, parameters, self._max_row_tokens)
         parts = task.encode_parts(self._tokenizer, request, parameters, room)
         how = task.generation(self._tokenizer, parameters)
@@ -131,7 +165,7 @@ class Predictor:
             Row(uuid.uuid4().hex, part.token_ids, version.digest, how, deadline=deadline)
             for part in parts
         ]
-        return Prepared(version, task, request, parts, rows)
+        return Prepared(version, task, request, parameters, parts, rows)
 
     def _resolve_at(self, reference: str, generation: int) -> Version:
         version = self._registry.resolve(parse_reference(reference))
@@ -180,6 +214,16 @@ class Predictor:
 def rows_of(prepared: Sequence[Prepared | HeadstockError]) -> list[Row]:
     """Return the rows of all items that have any, in order."""
     return [row for item in prepared if isinstance(item, Prepared) for row in item.rows]
+
+
+def with_earlier_usage(
+    earlier: dict[str, Any] | HeadstockError, answer: dict[str, Any] | HeadstockError
+) -> dict[str, Any] | HeadstockError:
+    """Return an answer that took another one first, with the tokens of both."""
+    if isinstance(answer, HeadstockError) or isinstance(earlier, HeadstockError):
+        return answer
+    usage = {name: count + earlier["usage"][name] for name, count in answer["usage"].items()}
+    return {**answer, "truncated": answer["truncated"] or earlier["truncated"], "usage": usage}
 
 
 def _as_object(task: AnyTask, given: Any) -> Any:

@@ -258,6 +258,17 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
         """Return the one answer of a request's rows, in the order of `encode_parts`."""
         return self.postprocess(tokenizer, request, parts[0], outputs[0])
 
+    def follow_up(
+        self,
+        tokenizer: Tokenizer,
+        request: RequestT,
+        parameters: ParametersT,
+        parts: Sequence[Encoded],
+        answer: dict[str, Any],
+    ) -> RequestT | None:
+        """Return a request whose answer takes the place of this one, or None where ``answer`` stands."""
+        return None
+
     def calibrated(self, tokenizer: Tokenizer, observed: Sequence[Observation]) -> dict[str, Any]:
         """Return the options with what a validation split decides, such as a temperature or a threshold."""
         return self.options.model_dump()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from adapters.errors import Unavailable
+from adapters.errors import HeadstockError, Unavailable
 from service.calls import EngineCalls
 from service.events import EventStream, prediction_events
-from service.predictor import Predictor, rows_of
+from service.predictor import Predictor, Prepared, rows_of, with_earlier_usage
 from service.protocols import native
 from service.settings import Settings
 from service.wire import RowsDone
@@ -38,8 +38,7 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
         prepared = await asyncio.to_thread(predictor.prepare, items, deadline)
         rows = rows_of(prepared)
         native.check_rows(len(rows), len(items), settings.max_rows_per_call)
-        results = await unless_gone(request, calls.run(rows)) if rows else []
-        return native.answer(await asyncio.to_thread(predictor.finish, prepared, results))
+        return native.answer(await _answers(predictor, calls, request, prepared))
 
     @router.get("/stats")
     async def stats() -> dict[str, Any]:
@@ -47,6 +46,24 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
         return asdict(await calls.stats())
 
     return router
+
+
+async def _answers(
+    predictor: Predictor,
+    calls: EngineCalls,
+    request: Request,
+    prepared: Sequence[Prepared | HeadstockError],
+) -> list[dict[str, Any] | HeadstockError]:
+    """Return the items' answers, after as many rounds of the engine as they take."""
+    rows = rows_of(prepared)
+    results = await unless_gone(request, calls.run(rows)) if rows else []
+    answers = await asyncio.to_thread(predictor.finish, prepared, results)
+    again = await asyncio.to_thread(predictor.follow_ups, prepared, answers)
+    if again:
+        later = await _answers(predictor, calls, request, list(again.values()))
+        for i, answer in zip(again, later, strict=True):
+            answers[i] = with_earlier_usage(answers[i], answer)
+    return answers
 
 
 async def _stream(

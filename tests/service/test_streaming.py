@@ -32,13 +32,16 @@ class BytesPredictor:
         token_ids = item.input if isinstance(item.input, list) else list(item.input.encode())
         generation = Generation(len(token_ids), (), stream=item.adapter == "streams")
         row = Row("row", token_ids, generation=generation, deadline=deadline)
-        return Prepared(None, None, None, [], [row])
+        return Prepared(None, None, None, None, [], [row])
 
     def stream_text(self, prepared):
         return StreamText(lambda ids: bytes(ids).decode(errors="replace"))
 
     def finish(self, prepared, results):
         return [r.error or {"text": bytes(r.output.token_ids).decode()} for r in results]
+
+    def follow_ups(self, prepared, answers):
+        return {}
 
 
 class Site:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adapters.dtype import DtypeName
 from adapters.packaged import DEFAULT_BACKBONE
@@ -22,6 +22,9 @@ RESULT_NAME = "result.json"
 BUNDLE_NAME = "bundle"
 CHECKPOINT_NAME = "checkpoint.safetensors"
 PREDICTIONS_NAME = "predictions.jsonl"
+
+
+_MOST_PISSA_RANK = 256  # the adapter has twice as many
 
 
 class ExitCode(IntEnum):
@@ -53,12 +56,27 @@ class LoraSettings(Strict):
     rank: int = Field(8, ge=1, le=512)
     alpha: float = Field(16.0, gt=0, description="Strength; the update is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    use_rslora: bool = Field(
+        False, description="Scale by alpha / sqrt(rank) instead, which suits high ranks."
+    )
+    init: Literal["default", "pissa"] = Field(
+        "default",
+        description="Start: no change with random A, or the weights' principal directions (rank doubles).",
+    )
     target_modules: Literal["all-linear"] | list[str] = Field(
         "all-linear", description="Last parts of the module names to adapt."
     )
     last_layers: int | None = Field(
         None, ge=1, description="Adapt only the last layers; faster, somewhat less accurate."
     )
+
+    @model_validator(mode="after")
+    def _check_doubled_rank(self) -> LoraSettings:
+        if self.init == "pissa" and self.rank > _MOST_PISSA_RANK:
+            raise ValueError(
+                f"rank '{self.rank}' with init 'pissa' would serve rank {2 * self.rank}; use at most {_MOST_PISSA_RANK}"
+            )
+        return self
 
 
 Auto = Literal["auto"]
@@ -88,6 +106,9 @@ class FitSettings(Strict):
         False, description="Compute activations again instead of keeping them: less memory, slower."
     )
     max_grad_norm: float = Field(1.0, gt=0)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of a label's weight that all classes or tokens get."
+    )
     weight_decay: float = Field(0.0, ge=0)
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_seconds: float = Field(120.0, gt=0, description="Time between checkpoints.")
@@ -107,6 +128,14 @@ class RunConfig(Strict):
     parent: str | None = Field(None, description="Folder of a bundle to go on from.")
     bundle: str | None = Field(None, description="Folder of the bundle to evaluate.")
     evaluate_untrained: bool = Field(False, description="Also test before training.")
+
+    @model_validator(mode="after")
+    def _check_decay(self) -> RunConfig:
+        if self.lora.init == "pissa" and self.fit.weight_decay:
+            raise ValueError(
+                f"fit.weight_decay '{self.fit.weight_decay}' would shrink the frozen half of a 'pissa' start; use 0"
+            )
+        return self
 
 
 class EventKind(StrEnum):

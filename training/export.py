@@ -80,6 +80,7 @@ def lora_settings_of(folder: Path) -> LoraSettings:
         rank=config["r"],
         alpha=config["lora_alpha"],
         dropout=config["lora_dropout"],
+        use_rslora=bool(config.get("use_rslora")),
         target_modules=config["target_modules"],
     )
 

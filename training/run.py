@@ -240,13 +240,13 @@ class Run:
     def _build(self, task: AnyTask, backbone: Backbone) -> Trainee:
         lora, head, fit = self.config.lora, task.head(backbone.spec.family), self.config.fit
         recompute = fit.gradient_checkpointing
-        if self.config.parent is None:
-            return build_trainee(backbone, lora, head, fit.seed, recompute=recompute)
-        folder = Path(self.config.parent)
-        trainee = build_trainee(
-            backbone, lora_settings_of(folder), head, fit.seed, recompute=recompute
-        )
-        load_weights(trainee, folder)
+        folder = None if self.config.parent is None else Path(self.config.parent)
+        if folder is not None:
+            lora = lora_settings_of(folder)
+        trainee = build_trainee(backbone, lora, head, fit.seed, recompute=recompute)
+        trainee.smoothing = fit.label_smoothing
+        if folder is not None:
+            load_weights(trainee, folder)
         return trainee
 
     def _fit(
@@ -258,6 +258,12 @@ class Run:
         world: World,
     ) -> Fitted:
         settings = self.config.fit
+        if settings.label_smoothing and rows[0].loss == "value":
+            raise InvalidRequest(
+                f"fit.label_smoothing '{settings.label_smoothing}' is for classes and tokens; '{task.name}' learns "
+                "values. Leave it out.",
+                param="fit.label_smoothing",
+            )
         plan = plan_fit(settings, rows, trainee.backbone.spec.hidden_size)
         batches = make_batches(
             rows,

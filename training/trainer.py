@@ -19,6 +19,7 @@ from adapters.tasks.heads import Head, build_head, row_loss
 from training.contract import LoraSettings
 from training.lora_layers import replace_forwards
 from training.parts import replace_parts
+from training.pissa import doubled, start_principal
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Trainee:
     peft_model: PeftModel
     head: Head | None
     undo: Callable[[], None]
+    smoothing: float = 0.0  # of labels, in fitting
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what is trained, by name."""
@@ -42,7 +44,7 @@ class Trainee:
 
     def loss(self, rows: Sequence[Labelled]) -> tuple[Tensor, int]:
         """Return a batch's summed loss and its number of labels; rows shortest first."""
-        return self.loss_of(*self.hidden_states(rows), rows)
+        return self.loss_of(*self.hidden_states(rows), rows, self.smoothing)
 
     def hidden_states(self, rows: Sequence[Labelled]) -> tuple[Tensor, Tensor]:
         """Return a batch's hidden states ``[T, D]`` and its rows' B + 1 token borders."""
@@ -52,11 +54,11 @@ class Trainee:
         return self.backbone.hidden_states(token_ids, pack), pack.bounds
 
     def loss_of(
-        self, hidden_TD: Tensor, bounds: Tensor, rows: Sequence[Labelled]
+        self, hidden_TD: Tensor, bounds: Tensor, rows: Sequence[Labelled], smoothing: float = 0.0
     ) -> tuple[Tensor, int]:
         """Return what `loss` does, from hidden states."""
         language_head: Callable[[Tensor], Tensor] = self.backbone.next_token_logits
-        return row_loss(self.head, language_head, hidden_TD, bounds, rows)
+        return row_loss(self.head, language_head, hidden_TD, bounds, rows, smoothing)
 
     def lora_state(self) -> dict[str, Tensor]:
         """Return the LoRA weights under the names that stock peft loads."""
@@ -97,21 +99,37 @@ def build_trainee(
             param="backbone",
         )
     torch.manual_seed(seed)
+    rank, alpha = lora.rank, lora.alpha
+    if lora.init == "pissa":
+        _check_not_quantised(backbone)
+        rank, alpha = doubled(rank, alpha, lora.use_rslora)
     config = LoraConfig(
-        r=lora.rank,
+        r=rank,
         # peft wants whole numbers in its annotations only; fractions work.
-        lora_alpha=lora.alpha,
+        lora_alpha=alpha,
+        use_rslora=lora.use_rslora,
         lora_dropout=lora.dropout,
         target_modules=target_modules(backbone, lora),
         fan_in_fan_out=backbone.is_transposed,
     )
     peft_model = get_peft_model(backbone.model, config)
+    if lora.init == "pissa":
+        start_principal(peft_model, lora.rank)
     if recompute:
         model: Any = backbone.model
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = build_head(head, backbone.spec.hidden_size) if head else None
     head_module = module.to(backbone.device) if module else None
     return Trainee(backbone, peft_model, head_module, _speed_up(backbone))
+
+
+def _check_not_quantised(backbone: Backbone) -> None:
+    if backbone.quantization is not None:
+        raise InvalidRequest(
+            f"lora.init 'pissa' needs the weights' singular values, which a backbone quantised to "
+            f"'{backbone.quantization}' does not show. Choose init 'default', or dtype float32 or bfloat16.",
+            param="lora.init",
+        )
 
 
 def _speed_up(backbone: Backbone) -> Callable[[], None]:

@@ -62,35 +62,46 @@ def row_loss(
     hidden_TD: Tensor,
     bounds: Tensor,
     rows: Sequence[Labelled],
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, int]:
     """Return the summed loss of a pack's rows and the number of labels in the sum.
 
     Squared error of a value; cross entropy of the class, of each tag, of the start and end token among those
     that can be one, or of each completion token; vocabulary logits are made only where a label is.
+
+    Args:
+        smoothing: share of a label's weight that all its classes get alike (Szegedy et al., arXiv 1512.00567).
     """
     if head is None:
-        return _completion_loss(language_head, hidden_TD, bounds, rows)
+        return _completion_loss(language_head, hidden_TD, bounds, rows, smoothing)
     logits = head(hidden_TD, bounds)
     if rows[0].loss == "value":
         values = torch.tensor([row.labels for row in rows], device=logits.device)
         return mse_loss(logits, values, reduction="sum"), len(rows)
     if rows[0].loss == "tags":
-        return _tag_loss(logits, rows)
+        return _tag_loss(logits, rows, smoothing)
     if head.spec.kind == "sequence":
         labels = torch.tensor([row.labels[0] for row in rows], device=logits.device)
-        return cross_entropy(logits, labels, reduction="sum"), len(rows)
-    return _span_loss(logits, bounds, rows), 2 * len(rows)
+        loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        return loss, len(rows)
+    return _span_loss(logits, bounds, rows, smoothing), 2 * len(rows)
 
 
-def _tag_loss(logits_TO: Tensor, rows: Sequence[Labelled]) -> tuple[Tensor, int]:
+def _tag_loss(logits_TO: Tensor, rows: Sequence[Labelled], smoothing: float) -> tuple[Tensor, int]:
     labels_T = torch.tensor([label for row in rows for label in row.labels])
     loss = cross_entropy(
-        logits_TO, labels_T.to(logits_TO.device), ignore_index=NO_LABEL, reduction="sum"
+        logits_TO,
+        labels_T.to(logits_TO.device),
+        ignore_index=NO_LABEL,
+        reduction="sum",
+        label_smoothing=smoothing,
     )
     return loss, int((labels_T != NO_LABEL).sum())
 
 
-def _span_loss(logits_T2: Tensor, bounds: Tensor, rows: Sequence[Labelled]) -> Tensor:
+def _span_loss(
+    logits_T2: Tensor, bounds: Tensor, rows: Sequence[Labelled], smoothing: float
+) -> Tensor:
     losses = []
     for start, row in zip(bounds.tolist(), rows, strict=False):
         places = list(range(*row.read))
@@ -98,7 +109,11 @@ def _span_loss(logits_T2: Tensor, bounds: Tensor, rows: Sequence[Labelled]) -> T
             places.append(row.no_answer)
         read_2N = logits_T2[torch.tensor(places, device=logits_T2.device) + start].T
         labels = torch.tensor([places.index(int(label)) for label in row.labels])
-        losses.append(cross_entropy(read_2N, labels.to(logits_T2.device), reduction="sum"))
+        losses.append(
+            cross_entropy(
+                read_2N, labels.to(logits_T2.device), reduction="sum", label_smoothing=smoothing
+            )
+        )
     return torch.stack(losses).sum()
 
 
@@ -107,6 +122,7 @@ def _completion_loss(
     hidden_TD: Tensor,
     bounds: Tensor,
     rows: Sequence[Labelled],
+    smoothing: float,
 ) -> tuple[Tensor, int]:
     # The token before each label predicts it.
     places = [
@@ -115,5 +131,6 @@ def _completion_loss(
     ]
     labels = torch.tensor([label for row in rows for label in row.labels])
     logits_NV = language_head(hidden_TD[torch.cat(places).to(hidden_TD.device)])
-    loss = cross_entropy(logits_NV, labels.to(logits_NV.device), reduction="sum")
+    labels = labels.to(logits_NV.device)
+    loss = cross_entropy(logits_NV, labels, reduction="sum", label_smoothing=smoothing)
     return loss, len(labels)

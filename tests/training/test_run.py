@@ -214,3 +214,14 @@ def test_a_bad_config_ends_with_one_line_that_names_it(tmp_path, config, change,
     assert done.returncode == ExitCode.BAD_INPUT
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_smoothing_of_values_is_refused_before_anything_is_fitted(tmp_path, config):
+    rows = [{"text": f"a film {i}", "score": i / 10} for i in range(12)]
+    config = {**config, "task": "regression", "evaluate_untrained": False}
+    config["data"] = {"train": write(tmp_path / "values.jsonl", rows)}
+    config["fit"] = {"label_smoothing": 0.1}
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "label_smoothing '0.1'" in events(tmp_path)[-1].message
+    assert not (tmp_path / "out" / "bundle").exists()

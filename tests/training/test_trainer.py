@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -185,3 +186,38 @@ def test_target_modules_that_match_nothing_are_refused_with_what_there_is(decode
         build_trainee(
             load_backbone(decoder_spec, "float32"), LoraSettings(target_modules=["query"]), None, 0
         )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_smoothed_labels_weigh_what_the_library_gives_them(decoder_spec, task):
+    """Smoothing by s takes (1 - s) of the plain loss and s of the mean over all that could be answered."""
+    trainee = build_trainee(
+        load_backbone(decoder_spec, "float32"), LoraSettings(), TASKS[task]().head("decoder"), 0
+    )
+    row = ROWS[task][0]
+    with torch.no_grad():
+        hidden, bounds = trainee.hidden_states([row])
+        plain, num = trainee.loss([row])
+        trainee.smoothing = 0.1
+        smoothed, _ = trainee.loss([row])
+        validation, _ = trainee.loss_of(hidden, bounds, [row])
+        if task == "summarization":
+            logits = trainee.backbone.next_token_logits(hidden[1:-1])
+        elif task == "question-answering":
+            logits = trainee.head(hidden, bounds)[row.read[0] : row.read[1]].T
+        else:
+            logits = trainee.head(hidden, bounds)
+    mean = -logits.log_softmax(-1).mean(-1).sum()
+    torch.testing.assert_close(smoothed, 0.9 * plain + 0.1 * mean)
+    torch.testing.assert_close(validation, plain)
+    assert num == len(logits)
+
+
+def test_rslora_scales_by_the_root_of_the_rank(decoder_spec, tmp_path):
+    lora = LoraSettings(rank=4, alpha=8, use_rslora=True)
+    trainee, losses = run(decoder_spec, "summarization", tmp_path, lora=lora)
+    config = trainee.peft_model.peft_config["default"]
+    layers = [m for m in trainee.peft_model.modules() if isinstance(m, LoraLayer)]
+    assert config.use_rslora
+    assert {layer.scaling["default"] for layer in layers} == {8 / 2}
+    assert losses[-1] < 0.5 * losses[0]

@@ -143,8 +143,12 @@ class RunProgress:
             self._console.print(
                 f"  {self._title}: [yellow]note:[/] {event.message}", highlight=False
             )
+        elif event.kind == EventKind.METRICS and event.data["of"] == "fit":
+            found = "  ".join(f"{k} {v:.4f}" for k, v in event.data["metrics"].items())
+            told = f"validation after step {event.data['step']}: {found}"
+            self._console.print(f"  {self._title}: {told}", highlight=False)
         elif event.kind == EventKind.PROGRESS:
-            loss = event.data.get("loss")
-            note = f"loss {loss:.3f}" if isinstance(loss, float) else ""
+            loss, pace = event.data.get("loss"), event.data.get("rows_per_second")
+            note = f"loss {loss:.3f}, {pace:g} rows/s" if isinstance(loss, float) else ""
             total, done = event.data["total"], event.data["done"]
             self._bars.update(self._stage, total=total, completed=done, note=note)

@@ -33,6 +33,7 @@ from training.contract import (
 )
 from training.events import EventLog
 from training.inputs import read_inputs
+from training.tracking import TENSORBOARD_NAME, mlflow_tracker, tensorboard_tracker
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +69,10 @@ def _open_log(out: Path, config: RunConfig) -> EventLog:
             (out / CONFIG_NAME).write_text(config.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise EnvironmentProblem(f"Can't write to '{out}': {error.strerror}.") from error
-    return EventLog(Path(os.devnull) if _only_helps() else out / EVENTS_NAME)
+    if _only_helps():
+        return EventLog(Path(os.devnull))
+    trackers = [tensorboard_tracker(out / TENSORBOARD_NAME), mlflow_tracker(config, out)]
+    return EventLog(out / EVENTS_NAME, [tracker for tracker in trackers if tracker is not None])
 
 
 def _only_helps() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,15 @@ _SECONDS_BETWEEN = 0.5
 
 
 class EventLog:
-    """Appends events to ``events.jsonl``, going on from the last number if the file is there."""
+    """Appends events to ``events.jsonl``, going on from the last number if the file is there.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        listeners: told each event after it is written; one that fails is not told any more, and the log says so.
+    """
+
+    def __init__(self, path: Path, listeners: Sequence[Callable[[Event], None]] = ()) -> None:
         self._path = path
+        self._listeners = list(listeners)
         self._number = _last_number(path)
         self.seconds: dict[str, float] = {}
 
@@ -26,6 +31,17 @@ class EventLog:
         event = Event(number=self._number, time=time.time(), kind=kind, message=message, data=data)
         with self._path.open("a") as file:
             file.write(event.model_dump_json() + "\n")
+        for listener in list(self._listeners):
+            self._tell(listener, event)
+
+    def _tell(self, listener: Callable[[Event], None], event: Event) -> None:
+        try:
+            listener(event)
+        except (
+            Exception
+        ) as error:  # a tracker's full disk or lost server is no reason to lose a fit
+            self._listeners.remove(listener)
+            self.emit(EventKind.WARNING, f"Tracking ended: {type(error).__name__}: {error}")
 
     @contextmanager
     def stage(self, name: str, message: str) -> Iterator[None]:
@@ -45,13 +61,17 @@ class Progress:
     def __init__(self, log: EventLog, stage: str, total: float) -> None:
         self._log, self._stage, self._total = log, stage, total
         self._begin = self._told = time.monotonic()
+        self._first: tuple[float, float] | None = (
+            None  # when it was told of first, and how much was done
+        )
 
     def update(self, done: float, **data: Any) -> None:
         now = time.monotonic()
+        self._first = self._first or (now, done)
         if now - self._told < _SECONDS_BETWEEN and done < self._total:
             return
         self._told = now
-        left = (now - self._begin) * (self._total - done) / done if done else None
+        left = self._seconds_left(now, done)
         self._log.emit(
             EventKind.PROGRESS,
             f"{self._stage} {done:.0f}/{self._total:.0f}",
@@ -61,6 +81,31 @@ class Progress:
             eta_seconds=None if left is None else round(left, 1),
             **data,
         )
+
+    def _seconds_left(self, now: float, done: float) -> float | None:
+        """Tell by the pace since the first update, for a run that goes on has not done all of it now."""
+        assert self._first is not None
+        begin, before = self._first
+        if done > before:
+            return (now - begin) * (self._total - done) / (done - before)
+        return (now - self._begin) * (self._total - done) / done if done else None
+
+
+class Pace:
+    """Rows and tokens a second, since it was made."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._rows = self._tokens = 0
+
+    def update(self, rows: int, tokens: int) -> dict[str, float]:
+        self._rows += rows
+        self._tokens += tokens
+        seconds = max(time.monotonic() - self._begin, 1e-9)
+        return {
+            "rows_per_second": round(self._rows / seconds, 2),
+            "tokens_per_second": round(self._tokens / seconds, 1),
+        }
 
 
 def _last_number(path: Path) -> int:

@@ -28,7 +28,7 @@ class Hooks:
 
     Args:
         score: how good the trainee is on validation rows after a step; None for no validation.
-        on_step: told the number of steps done, and loss and learning rate of the last.
+        on_step: told the number of steps done, and loss, learning rate, rows and tokens of the last.
     """
 
     should_pause: Callable[[], bool] = lambda: False
@@ -154,7 +154,14 @@ class Fit:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._state.step += 1
-        self.hooks.on_step(self._state.step, {"loss": float(loss), "learning_rate": rate})
+        rows = [row for batch in self._steps[step] for row in batch]
+        told = {
+            "loss": float(loss),
+            "learning_rate": rate,
+            "rows": len(rows),
+            "tokens": sum(len(row.token_ids) for row in rows),
+        }
+        self.hooks.on_step(self._state.step, told)
 
     def _add_gradients(self, batches: Sequence[Batch]) -> Tensor:
         """Leave the gradient of the mean loss in the parameters, and return that loss."""

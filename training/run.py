@@ -35,7 +35,7 @@ from training.contract import (
 )
 from training.data import Example
 from training.evaluation import Prediction, predict
-from training.events import EventLog
+from training.events import EventLog, Pace
 from training.export import (
     check_parent,
     load_weights,
@@ -282,10 +282,9 @@ class Run:
             run_digest=self._digest(used),
             world=world,
         )
-        progress = self.log.progress("fit", fit.num_steps)
         fit.hooks = Hooks(
             should_pause=lambda: self._stop,
-            on_step=lambda step, data: progress.update(step, **data),
+            on_step=self._teller(fit.num_steps),
             score=self._scorer(trainee, task, tokenizer),
         )
         numbers = ", ".join(f"{name} {value:g}" for name, value in asdict(plan).items())
@@ -298,6 +297,16 @@ class Run:
             raise paused()
         num_tokens = sum(len(row.token_ids) for row in used)
         return Fitted(len(used), num_tokens, plan, state.best_step if state.best else None)
+
+    def _teller(self, num_steps: int) -> Callable[[int, dict[str, Any]], None]:
+        """Return what tells of each step: how far the fit is, at which pace, and its loss."""
+        progress, pace = self.log.progress("fit", num_steps), Pace()
+
+        def tell(step: int, data: dict[str, Any]) -> None:
+            paces = pace.update(data["rows"], data["tokens"])
+            progress.update(step, loss=data["loss"], learning_rate=data["learning_rate"], **paces)
+
+        return tell
 
     def _scorer(
         self, trainee: Trainee, task: AnyTask, tokenizer: Tokenizer

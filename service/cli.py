@@ -88,6 +88,9 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Any field of the run, as fit.schedule=cosine; may repeat."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure a few steps; tell time and memory.")
+    ] = False,
     backbone: BackboneName = None,
     home: Home = None,
 ) -> None:
@@ -97,6 +100,7 @@ def train(
 
     settings = _settings(home=home, backbone=backbone)
     config = run_config(
+        action="estimate" if dry_run else "train",
         task=task,
         options=options_from(option or []),
         backbone=settings.backbone,
@@ -119,6 +123,8 @@ def train(
         changes=setting or [],
     )
     result = _execute(config, out, settings)
+    if dry_run:
+        return
     typer.echo(f"Bundle: {out / BUNDLE_NAME} (digest {str(result.digest)[:12]})")
     if name:
         version = _open_registry(settings, config.backbone).create_version(name, out / BUNDLE_NAME)
@@ -325,6 +331,7 @@ def _open_registry(settings: Settings, backbone: str | None = None) -> Registry:
 def _execute(config: RunConfig, out: Path, settings: Settings) -> RunResult:
     from rich.console import Console
 
+    from service.run_results import estimate_lines
     from service.runs import RunProgress, execute_run
     from service.settings import prepare_home
 
@@ -334,6 +341,8 @@ def _execute(config: RunConfig, out: Path, settings: Settings) -> RunResult:
     for whose, metrics in result.metrics.items():
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         typer.echo(f"{whose:10} {shown}")
+    for line in estimate_lines(result):
+        typer.echo(line)
     return result
 
 

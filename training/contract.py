@@ -20,8 +20,10 @@ CONFIG_NAME = "run.json"
 EVENTS_NAME = "events.jsonl"
 RESULT_NAME = "result.json"
 BUNDLE_NAME = "bundle"
+UNTRAINED_NAME = "untrained"
 CHECKPOINT_NAME = "checkpoint.safetensors"
 PREDICTIONS_NAME = "predictions.jsonl"
+ESTIMATE_NAME = "estimate.json"
 
 
 _MOST_PISSA_RANK = 256  # the adapter has twice as many
@@ -115,9 +117,9 @@ class FitSettings(Strict):
 
 
 class RunConfig(Strict):
-    """What to train, or (``action`` evaluate) which bundle to test."""
+    """What to train, to estimate what training would take, or which bundle to evaluate."""
 
-    action: Literal["train", "evaluate"] = "train"
+    action: Literal["train", "estimate", "evaluate"] = "train"
     task: str = Field(description="The task's Hub name, such as text-classification.")
     options: dict[str, Any] = Field(default_factory=dict, description="The task's options.")
     backbone: str = Field(DEFAULT_BACKBONE, description="Packaged name, folder, or Hub id.")
@@ -159,6 +161,33 @@ class Event(Strict):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
+class Band(Strict):
+    """Between which numbers something is expected."""
+
+    low: float
+    high: float
+
+    def __add__(self, other: Band) -> Band:
+        return Band(low=self.low + other.low, high=self.high + other.high)
+
+    def times(self, factor: float) -> Band:
+        return Band(low=self.low * factor, high=self.high * factor)
+
+
+class Estimate(Strict):
+    """What a dry run says of the run to come; written to ``estimate.json``."""
+
+    config_digest: str = Field(description="Of the config without its action: the run it is for.")
+    seconds: dict[str, Band] = Field(description="By stage: start, fit, validation, test.")
+    peak_bytes: Band
+    num_steps: int
+    num_tokens: int = Field(description="Of training, a row counting once an epoch.")
+
+    @property
+    def total_seconds(self) -> Band:
+        return sum(self.seconds.values(), Band(low=0, high=0))
+
+
 class RunResult(Strict):
     """``result.json``: what a finished run made and measured."""
 
@@ -177,4 +206,6 @@ class RunResult(Strict):
     best_step: int | None = Field(
         None, description="Step whose weights validation liked best; None without validation."
     )
-    seconds: dict[str, float] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict, description="By stage.")
+    peak_bytes: int = Field(0, description="Most memory that the run held.")
+    estimate: Estimate | None = Field(None, description="What a dry run had said.")

@@ -15,42 +15,34 @@ from adapters.backbone import (
     find_backbone,
     load_backbone,
 )
-from adapters.bundle import Manifest, load_bundle
-from adapters.errors import InvalidData, InvalidRequest, TextTooLong
+from adapters.bundle import load_bundle
+from adapters.errors import InvalidRequest
 from adapters.tasks.base import Labelled
 from adapters.tasks.catalog import AnyTask, get_task
-from adapters.tasks.room import row_room
 from adapters.tensors import canonical_digest
 from adapters.tokenizer import Tokenizer, load_tokenizer
-from training.auto import FitPlan, plan_fit
-from training.batches import make_batches
+from training.auto import FitPlan
 from training.checkpoint import Score
 from training.contract import (
     BUNDLE_NAME,
     CHECKPOINT_NAME,
     PREDICTIONS_NAME,
+    UNTRAINED_NAME,
     EventKind,
     RunConfig,
     RunResult,
 )
 from training.data import Example
-from training.evaluation import Prediction, predict
+from training.estimate import estimate_run, find_estimate, peak_bytes
+from training.evaluation import Prediction, predict, read_answers
 from training.events import EventLog, Pace
-from training.export import (
-    check_parent,
-    load_weights,
-    lora_settings_of,
-    seal,
-    write_weights,
-)
+from training.export import write_weights
 from training.fitting import Fit, Hooks, paused
-from training.gate import check_examples
 from training.inputs import Inputs
-from training.trainer import Trainee, build_trainee
+from training.setup import Metrics, Setup
+from training.trainer import Trainee
 from training.validation import Validation
 from training.world import World
-
-Metrics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +88,10 @@ class Run:
             tokenizer = load_tokenizer(folder)
         if self.config.action == "evaluate":
             return self._evaluate_bundle(backbone, tokenizer)
-        return self._train(backbone, tokenizer)
+        setup = Setup(self.config, self.inputs, backbone, tokenizer, self.log)
+        if self.config.action == "estimate":
+            return self._estimate(setup)
+        return self._train(setup)
 
     def pause(self, *_: object) -> None:
         """Stop: after the step that a fit is in, with a checkpoint; anywhere else at once.
@@ -116,7 +111,7 @@ class Run:
             raise InvalidRequest(
                 f"The bundle is a '{task.name}' adapter, not '{self.config.task}'.", param="task"
             )
-        metrics = self._test("after", task, backbone, tokenizer, folder, test)
+        metrics = self._test("after", task, backbone, tokenizer, folder)
         metrics |= _baselines(task, test)
         return RunResult(
             task=task.name,
@@ -127,33 +122,39 @@ class Run:
             seconds=self.log.seconds,
         )
 
-    def _train(self, backbone: Backbone, tokenizer: Tokenizer) -> RunResult | None:
-        task, parent = self._task(backbone)
-        world = World(backbone.device)
+    def _estimate(self, setup: Setup) -> RunResult:
+        with self.log.stage("estimate", "Measuring some steps and answers"):
+            estimate = estimate_run(setup, self.out, sum(self.log.seconds.values()))
+        task = setup.task
+        return RunResult(task=task.name, primary_metric=task.primary_metric, estimate=estimate)
+
+    def _train(self, setup: Setup) -> RunResult | None:
+        world = World(setup.backbone.device)
         test = self.inputs.test
-        rows = self._encode(task, tokenizer, backbone)
+        rows = setup.rows()
         metrics: Metrics = {}
         if test and self.config.evaluate_untrained and world.rank == 0:
-            metrics |= self._test_untrained(task, backbone, tokenizer)
-        trainee = self._build(task, backbone)
-        fitted = self._fit(trainee, rows, task, tokenizer, world)
+            untrained = setup.untrained(self.out / UNTRAINED_NAME)
+            metrics |= self._test("before", setup.task, setup.backbone, setup.tokenizer, untrained)
+        trainee = setup.trainee()
+        fitted = self._fit(trainee, rows, setup, world)
         if world.rank:
             return None
         folder = self.out / BUNDLE_NAME
         write_weights(trainee, folder)
         trainee.release()
         # Sealed again after each of the next two: the engine takes sealed bundles only. Metrics are not in the digest.
-        manifest = self._seal(folder, task, backbone, metrics, parent)
+        manifest = setup.seal(folder, metrics)
         if self.inputs.validation:
-            task = self._calibrated(task, backbone, tokenizer, folder)
-            manifest = self._seal(folder, task, backbone, metrics, parent)
+            metrics |= self._calibrate(setup, folder)
+            manifest = setup.seal(folder, metrics)
         if test:
-            metrics |= self._test("after", task, backbone, tokenizer, folder, test)
-            metrics |= _baselines(task, test)
-            manifest = self._seal(folder, task, backbone, metrics, parent)
+            metrics |= self._test("after", setup.task, setup.backbone, setup.tokenizer, folder)
+            metrics |= _baselines(setup.task, test)
+            manifest = setup.seal(folder, metrics)
         return RunResult(
-            task=task.name,
-            primary_metric=task.primary_metric,
+            task=setup.task.name,
+            primary_metric=setup.task.primary_metric,
             digest=manifest.digest,
             metrics=metrics,
             num_train_rows=fitted.num_rows,
@@ -162,121 +163,30 @@ class Run:
             auto=asdict(fitted.plan),
             best_step=fitted.best_step,
             seconds=self.log.seconds,
+            peak_bytes=peak_bytes(setup.backbone.device),
+            estimate=find_estimate(self.out, self.config),
         )
 
-    def _seal(
-        self,
-        folder: Path,
-        task: AnyTask,
-        backbone: Backbone,
-        metrics: Metrics,
-        parent: str | None,
-    ) -> Manifest:
-        return seal(
-            folder,
-            task=task,
-            spec=backbone.spec,
-            metrics=metrics,
-            data=self.inputs.fingerprints(),
-            dtype=str(backbone.dtype).removeprefix("torch."),
-            seed=self.config.fit.seed,
-            parent=parent,
-            quantization=backbone.quantization,
-        )
-
-    def _calibrated(
-        self, task: AnyTask, backbone: Backbone, tokenizer: Tokenizer, folder: Path
-    ) -> AnyTask:
-        """Return the task with what the validation rows decide, such as a threshold."""
-        rows = self.inputs.validation
+    def _calibrate(self, setup: Setup, folder: Path) -> Metrics:
+        """Let the validation rows decide what is theirs to decide, such as a threshold; returns their metrics."""
+        rows, tokenizer = self.inputs.validation, setup.tokenizer
         progress = self.log.progress("calibrate", len(rows))
         with self.log.stage("calibrate", f"Calibrating on {len(rows)} validation rows"):
-            _, observed = predict(backbone, task, tokenizer, folder, rows, progress.update)
-            return get_task(task.name, task.calibrated(tokenizer, observed))
-
-    def _task(self, backbone: Backbone) -> tuple[AnyTask, str | None]:
-        """Return the task and, if the run goes on from a parent, the parent's digest."""
-        if self.config.parent is None:
-            task = self.inputs.task
-            assert task is not None
-            if backbone.spec.family not in task.families:
-                raise InvalidRequest(
-                    f"'{task.name}' writes text, which an {backbone.spec.family} such as "
-                    f"'{backbone.spec.name}' can't. Choose a decoder with --backbone.",
-                    param="backbone",
-                )
-            return task, None
-        manifest = check_parent(Path(self.config.parent), backbone.spec, self.config.task)
-        return get_task(manifest.task, manifest.options), manifest.digest
-
-    def _encode(self, task: AnyTask, tokenizer: Tokenizer, backbone: Backbone) -> list[Labelled]:
-        """Return the rows to train on; those that are too long are left out, and counted."""
-        parameters = task.Parameters.model_validate({})
-        fits = row_room(task, backbone.spec, parameters)
-        limit = self.config.data.max_row_tokens or fits
-        rows: list[Labelled] = []
-        kept: list[Example] = []
-        for example in self.inputs.train:
-            try:
-                parts = task.encode_parts(tokenizer, example.request, parameters, fits)
-                labelled = task.label_parts(tokenizer, parts, example.target)
-            except TextTooLong:
-                continue
-            except (InvalidData, InvalidRequest) as error:
-                raise InvalidData(
-                    f"Line {example.line}: {error.message}", param=error.param
-                ) from error
-            if all(len(row.token_ids) <= limit for row in labelled):
-                rows += labelled
-                kept.append(example)
-        if len(kept) < len(self.inputs.train):
-            left_out = len(self.inputs.train) - len(kept)
-            self.log.emit(
-                EventKind.WARNING, f"{left_out} rows of more than {limit} tokens left out."
+            _, observed = predict(
+                setup.backbone, setup.task, tokenizer, folder, rows, progress.update
             )
-            check_examples(kept)  # what is left must still be enough to learn from
-        return rows
+            setup.task = get_task(setup.task.name, setup.task.calibrated(tokenizer, observed))
+            answers = read_answers(setup.task, tokenizer, observed)
+        return {"validation": setup.task.score(answers, [row.target for row in rows])}
 
-    def _build(self, task: AnyTask, backbone: Backbone) -> Trainee:
-        lora, head, fit = self.config.lora, task.head(backbone.spec.family), self.config.fit
-        recompute = fit.gradient_checkpointing
-        folder = None if self.config.parent is None else Path(self.config.parent)
-        if folder is not None:
-            lora = lora_settings_of(folder)
-        trainee = build_trainee(backbone, lora, head, fit.seed, recompute=recompute)
-        trainee.smoothing = fit.label_smoothing
-        if folder is not None:
-            load_weights(trainee, folder)
-        return trainee
-
-    def _fit(
-        self,
-        trainee: Trainee,
-        rows: list[Labelled],
-        task: AnyTask,
-        tokenizer: Tokenizer,
-        world: World,
-    ) -> Fitted:
-        settings = self.config.fit
-        if settings.label_smoothing and rows[0].loss == "value":
-            raise InvalidRequest(
-                f"fit.label_smoothing '{settings.label_smoothing}' is for classes and tokens; '{task.name}' learns "
-                "values. Leave it out.",
-                param="fit.label_smoothing",
-            )
-        plan = plan_fit(settings, rows, trainee.backbone.spec.hidden_size)
-        batches = make_batches(
-            rows,
-            plan.batch_tokens,
-            seed=settings.seed,
-            epochs=plan.epochs,
-            max_tokens=settings.max_tokens,
-        )
+    def _fit(self, trainee: Trainee, rows: list[Labelled], setup: Setup, world: World) -> Fitted:
+        plan = setup.plan(rows)
+        batches = setup.batches(plan, rows)
         used = [row for batch in batches for row in batch]
         fit = Fit(
             trainee,
             batches,
-            settings,
+            self.config.fit,
             plan.learning_rate,
             checkpoint=self.out / CHECKPOINT_NAME,
             run_digest=self._digest(used),
@@ -285,7 +195,7 @@ class Run:
         fit.hooks = Hooks(
             should_pause=lambda: self._stop,
             on_step=self._teller(fit.num_steps),
-            score=self._scorer(trainee, task, tokenizer),
+            score=self._scorer(trainee, setup),
         )
         numbers = ", ".join(f"{name} {value:g}" for name, value in asdict(plan).items())
         told = f"Training on {len(used)} rows, {fit.num_steps} steps ({numbers})"
@@ -308,13 +218,11 @@ class Run:
 
         return tell
 
-    def _scorer(
-        self, trainee: Trainee, task: AnyTask, tokenizer: Tokenizer
-    ) -> Callable[[int], Score] | None:
+    def _scorer(self, trainee: Trainee, setup: Setup) -> Callable[[int], Score] | None:
         """Return what scores the trainee after a step; None without validation rows."""
         if not self.inputs.validation:
             return None
-        validation = Validation(task, tokenizer, self.inputs.validation)
+        validation = Validation(setup.task, setup.tokenizer, self.inputs.validation)
 
         def score(step: int) -> Score:
             found = validation.metrics(trainee)
@@ -330,17 +238,6 @@ class Run:
         config = self.config.model_dump(mode="json")
         return canonical_digest([config, [[row.token_ids, row.labels] for row in rows]])
 
-    def _test_untrained(self, task: AnyTask, backbone: Backbone, tokenizer: Tokenizer) -> Metrics:
-        """Test the start that training begins from: the bare backbone, or with a head that knows nothing yet."""
-        folder = None
-        if task.head(backbone.spec.family) is not None:
-            folder = self.out / "untrained"
-            trainee = self._build(task, backbone)
-            write_weights(trainee, folder)
-            trainee.release()
-            self._seal(folder, task, backbone, {}, None)
-        return self._test("before", task, backbone, tokenizer, folder, self.inputs.test)
-
     def _test(
         self,
         whose: str,
@@ -348,8 +245,8 @@ class Run:
         backbone: Backbone,
         tokenizer: Tokenizer,
         folder: Path | None,
-        test: list[Example],
     ) -> Metrics:
+        test = self.inputs.test
         progress = self.log.progress(f"test {whose}", len(test))
         with self.log.stage(f"test {whose}", f"Testing on {len(test)} rows, {whose} training"):
             answers, _ = predict(backbone, task, tokenizer, folder, test, progress.update)

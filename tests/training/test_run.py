@@ -225,3 +225,24 @@ def test_smoothing_of_values_is_refused_before_anything_is_fitted(tmp_path, conf
     assert done.returncode == ExitCode.BAD_INPUT
     assert "label_smoothing '0.1'" in events(tmp_path)[-1].message
     assert not (tmp_path / "out" / "bundle").exists()
+
+
+def test_a_dry_run_estimates_and_the_run_says_what_it_had_been_told(tmp_path, config):
+    config["data"]["validation"] = write(tmp_path / "validation.jsonl", GOOD[:8])
+    done = run(tmp_path, {**config, "action": "estimate"})
+    assert done.returncode == ExitCode.DONE, done.stderr
+    estimate = RunResult.model_validate_json(
+        (tmp_path / "out" / "result.json").read_text()
+    ).estimate
+    assert set(estimate.seconds) == {"start", "fit", "validation", "test"}
+    assert all(0 < band.low <= band.high for band in estimate.seconds.values())
+    assert not (tmp_path / "out" / "bundle").exists()
+    assert run(tmp_path, config).returncode == ExitCode.DONE
+    result = RunResult.model_validate_json((tmp_path / "out" / "result.json").read_text())
+    assert result.estimate == estimate
+    assert (result.num_tokens, result.auto["epochs"]) == (estimate.num_tokens, 6)
+    assert result.peak_bytes > 50e6
+    assert "validation" in result.metrics
+    config["fit"]["epochs"] = 2  # another run, which nobody estimated
+    assert run(tmp_path, config).returncode == ExitCode.DONE
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["estimate"] is None

@@ -1,0 +1,168 @@
+"""What a run works with once its backbone is loaded: task, rows, plan, and fresh trainees and bundles of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adapters.backbone import Backbone
+from adapters.bundle import Manifest
+from adapters.errors import InvalidData, InvalidRequest, TextTooLong
+from adapters.tasks.base import Labelled
+from adapters.tasks.catalog import AnyTask, get_task
+from adapters.tasks.room import row_room
+from adapters.tokenizer import Tokenizer
+from training.auto import FitPlan, plan_fit
+from training.batches import make_batches
+from training.contract import EventKind, RunConfig
+from training.data import Example
+from training.events import EventLog
+from training.export import check_parent, load_weights, lora_settings_of, seal, write_weights
+from training.gate import check_examples
+from training.inputs import Inputs
+from training.trainer import Trainee, build_trainee
+
+Metrics = dict[str, dict[str, float]]
+
+
+class Setup:
+    """One run's task on its backbone.
+
+    Args:
+        log: told how many rows are left out.
+
+    Attributes:
+        task: the config's or, if the run goes on from a parent, the parent's; calibration replaces it.
+
+    Raises:
+        InvalidRequest: the backbone can't do the task.
+        InvalidBundle: the parent is another task's or backbone's.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        inputs: Inputs,
+        backbone: Backbone,
+        tokenizer: Tokenizer,
+        log: EventLog,
+    ) -> None:
+        self.config = config
+        self.inputs = inputs
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self._log = log
+        self._parent: str | None = None  # digest
+        self.task = self._find_task()
+
+    def _find_task(self) -> AnyTask:
+        spec = self.backbone.spec
+        if self.config.parent is not None:
+            manifest = check_parent(Path(self.config.parent), spec, self.config.task)
+            self._parent = manifest.digest
+            return get_task(manifest.task, manifest.options)
+        task = self.inputs.task
+        assert task is not None
+        if spec.family not in task.families:
+            raise InvalidRequest(
+                f"'{task.name}' writes text, which an {spec.family} such as '{spec.name}' can't. "
+                "Choose a decoder with --backbone.",
+                param="backbone",
+            )
+        return task
+
+    def rows(self) -> list[Labelled]:
+        """Return the rows to train on; those that are too long are left out, and counted."""
+        parameters = self.task.Parameters.model_validate({})
+        fits = row_room(self.task, self.backbone.spec, parameters)
+        limit = self.config.data.max_row_tokens or fits
+        rows: list[Labelled] = []
+        kept: list[Example] = []
+        for example in self.inputs.train:
+            try:
+                parts = self.task.encode_parts(self.tokenizer, example.request, parameters, fits)
+                labelled = self.task.label_parts(self.tokenizer, parts, example.target)
+            except TextTooLong:
+                continue
+            except (InvalidData, InvalidRequest) as error:
+                raise InvalidData(
+                    f"Line {example.line}: {error.message}", param=error.param
+                ) from error
+            if all(len(row.token_ids) <= limit for row in labelled):
+                rows += labelled
+                kept.append(example)
+        if len(kept) < len(self.inputs.train):
+            left_out = len(self.inputs.train) - len(kept)
+            self._log.emit(
+                EventKind.WARNING, f"{left_out} rows of more than {limit} tokens left out."
+            )
+            check_examples(kept)  # what is left must still be enough to learn from
+        return rows
+
+    def plan(self, rows: list[Labelled]) -> FitPlan:
+        """Return the optimisation in numbers.
+
+        Raises:
+            InvalidRequest: labels are to be smoothed, but are values.
+        """
+        settings = self.config.fit
+        if settings.label_smoothing and rows[0].loss == "value":
+            raise InvalidRequest(
+                f"fit.label_smoothing '{settings.label_smoothing}' is for classes and tokens; "
+                f"'{self.task.name}' learns values. Leave it out.",
+                param="fit.label_smoothing",
+            )
+        return plan_fit(settings, rows, self.backbone.spec.hidden_size)
+
+    def batches(self, plan: FitPlan, rows: list[Labelled]) -> list[list[Labelled]]:
+        """Return the fit's batches in order."""
+        settings = self.config.fit
+        return make_batches(
+            rows,
+            plan.batch_tokens,
+            seed=settings.seed,
+            epochs=plan.epochs,
+            max_tokens=settings.max_tokens,
+        )
+
+    def trainee(self) -> Trainee:
+        """Put LoRA layers into the backbone, fresh ones or the parent's, with a head beside them."""
+        fit, lora = self.config.fit, self.config.lora
+        folder = None if self.config.parent is None else Path(self.config.parent)
+        if folder is not None:
+            lora = lora_settings_of(folder)
+        trainee = build_trainee(
+            self.backbone,
+            lora,
+            self.task.head(self.backbone.spec.family),
+            fit.seed,
+            recompute=fit.gradient_checkpointing,
+        )
+        trainee.smoothing = fit.label_smoothing
+        if folder is not None:
+            load_weights(trainee, folder)
+        return trainee
+
+    def untrained(self, folder: Path) -> Path | None:
+        """Write the start that training begins from: a head that knows nothing yet, or None, the bare backbone."""
+        if self.task.head(self.backbone.spec.family) is None:
+            return None
+        trainee = self.trainee()
+        write_weights(trainee, folder)
+        trainee.release()
+        self.seal(folder, {})
+        return folder
+
+    def seal(self, folder: Path, metrics: Metrics) -> Manifest:
+        """Make a version of weights that were written to a folder."""
+        backbone = self.backbone
+        return seal(
+            folder,
+            task=self.task,
+            spec=backbone.spec,
+            metrics=metrics,
+            data=self.inputs.fingerprints(),
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            seed=self.config.fit.seed,
+            parent=self._parent,
+            quantization=backbone.quantization,
+        )

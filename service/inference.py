@@ -22,6 +22,7 @@ from adapters.bundle import read_manifest
 from adapters.errors import InvalidBundle
 from adapters.registry.blobs import BlobStore
 from adapters.runtime.limits import EngineLimits
+from adapters.runtime.onednn import bound_caches
 from adapters.tokenizer import load_tokenizer
 from service.calls import EngineCalls
 from service.lifeline import live_and_die_with_parent
@@ -77,6 +78,7 @@ class EngineApi(ls.LitAPI):
         from adapters.runtime.engine import Engine
 
         live_and_die_with_parent()
+        bound_caches()
         settings = self._settings
         if settings.threads:
             torch.set_num_threads(settings.threads)

@@ -20,6 +20,7 @@ from adapters.errors import (
     RunPaused,
 )
 from adapters.home import default_home
+from adapters.runtime.onednn import bound_caches
 from adapters.validation import first_problem
 from training.contract import (
     CHECKPOINT_NAME,
@@ -113,6 +114,7 @@ def _run(config: RunConfig, out: Path, home: Path, log: EventLog) -> RunResult |
     with log.stage("data", "Reading the data"):
         inputs = read_inputs(config, log)
     _silence_libraries()
+    bound_caches()
     from training.run import Run  # torch, transformers and peft load only now
 
     run = Run(config, inputs, out, home, log)

@@ -105,6 +105,7 @@ def time_rows(answer: Callable[[int], object], num_rows: int) -> Band:
     """Return the seconds that ``num_rows`` take, from those that ``answer`` takes for a few."""
     if not num_rows:
         return Band(low=0, high=0)
+    answer(1)  # warms up
     begin = time.monotonic()
     answer(_SAMPLE_ROWS)
     seconds = (time.monotonic() - begin) * num_rows / min(num_rows, _SAMPLE_ROWS)

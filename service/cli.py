@@ -7,7 +7,7 @@ import sys
 import typer
 
 from adapters.errors import HeadstockError
-from service.commands import adapters, backbones, bench, runs, serving
+from service.commands import adapters, backbones, bench, data, runs, search, serving
 
 app = typer.Typer(
     help="One frozen backbone, every task: train, keep and serve LoRA adapters with task heads.",
@@ -15,10 +15,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serving.demo, runs.train, runs.evaluate, serving.serve, serving.predict):
+for command in (
+    serving.demo,
+    runs.train,
+    runs.evaluate,
+    search.sweep,
+    serving.serve,
+    serving.predict,
+):
     app.command()(command)
+backbones.app.command("compare")(search.compare)
 app.add_typer(backbones.app, name="backbone")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 
 

@@ -37,14 +37,24 @@ def run_config(changes: Sequence[str] = (), **fields: Any) -> RunConfig:
         raise InvalidRequest(message, param=param) from error
 
 
-def options_from(pairs: list[str]) -> dict[str, Any]:
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
+def options_from(given: Sequence[str]) -> dict[str, Any]:
+    """Return a task's options, each given as ``key=value`` with JSON or text as the value."""
+    return {key: json_or_text(value) for key, value in pairs(given, "--option").items()}
+
+
+def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
+    """Return what a repeated flag says as ``key=value``.
+
+    Raises:
+        InvalidRequest: one has no ``=``.
+    """
+    found = {}
+    for each in given:
+        key, equals, value = each.partition("=")
         if not equals:
-            raise InvalidRequest(f"--option '{pair}' is not key=value, such as max_new_tokens=48.")
-        options[key] = json_or_text(value)
-    return options
+            raise InvalidRequest(f"{flag} '{each}' is not key=value. Write {flag} {each}=VALUE.")
+        found[key] = value
+    return found
 
 
 def json_or_text(text: str) -> Any:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from adapters.dtype import DtypeName
 from adapters.packaged import DEFAULT_BACKBONE
 from adapters.tasks.base import Strict
+from training.findings import Report
 
 CONFIG_NAME = "run.json"
 EVENTS_NAME = "events.jsonl"
@@ -38,18 +39,73 @@ class ExitCode(IntEnum):
     PAUSED = 3  # stopped by SIGTERM, with a checkpoint
 
 
+class BackTranslationSettings(Strict):
+    """Into another language and back, by translation adapters of a running Headstock server."""
+
+    url: str = Field("http://127.0.0.1:8000", description="Where the server listens.")
+    there: str = Field(
+        min_length=1, description="Adapter that translates the texts, such as en-zh."
+    )
+    back: str = Field(min_length=1, description="Adapter that translates them back.")
+    min_chrf: float = Field(
+        40.0, ge=0, le=100, description="Keep a copy if its chrF to the text is at least this."
+    )
+
+
+class AugmentationSettings(Strict):
+    """Changed copies of training rows: each share above zero adds ``copies`` of every row."""
+
+    replace: float = Field(
+        0.0, ge=0, le=1, description="Share of words replaced by words of other rows."
+    )
+    swap: float = Field(0.0, ge=0, le=1, description="Share of words that change places.")
+    delete: float = Field(0.0, ge=0, le=1, description="Chance of each word to go.")
+    copies: int = Field(1, ge=1, le=16, description="Copies by each of the three.")
+    seed: int = Field(0, ge=0)
+    back_translation: BackTranslationSettings | None = None
+
+
 class DataSettings(Strict):
-    """Files of examples: JSONL or CSV, any fsspec URL."""
+    """Files of examples: JSONL, CSV or Parquet, any fsspec URL."""
 
     train: str | None = Field(None, description="Rows to train on.")
     validation: str | None = Field(
         None, description="Rows to choose the best weights by, and to calibrate on."
     )
     test: str | None = Field(None, description="Rows to report on; never trained on.")
+    validation_share: float = Field(
+        0.0, ge=0, lt=1, description="Or: share of the training file's rows for it."
+    )
+    test_share: float = Field(0.0, ge=0, lt=1, description="Or: share of them to test on.")
+    split_seed: int = Field(0, ge=0, description="Other seeds draw other rows.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="The task's field to the file's column, as text: review."
+    )
+    class_names: list[str] | None = Field(
+        None, description="What numbers in the column of labels or tags stand for, from 0."
+    )
+    stop_words: Literal["en", "zh"] | None = Field(
+        None, description="Leave this language's stop words out of texts, also when serving."
+    )
+    class_weights: Literal["balanced"] | None = Field(
+        None, description="Weigh rows so that all classes count alike."
+    )
+    augmentation: AugmentationSettings | None = Field(
+        None, description="Add changed copies of training rows."
+    )
     max_row_tokens: int | None = Field(
         None, ge=8, description="Leave longer rows out of training; testing takes them all."
     )
     max_test_rows: int | None = Field(None, ge=1, description="Test on the first rows only.")
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> DataSettings:
+        for name in ("validation", "test"):
+            if getattr(self, name) and getattr(self, f"{name}_share"):
+                raise ValueError(f"give either data.{name} or data.{name}_share")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("data.validation_share and data.test_share leave no row to train on")
+        return self
 
 
 class LoraSettings(Strict):
@@ -197,6 +253,7 @@ class RunResult(Strict):
     metrics: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="By whose: before, after, and each baseline."
     )
+    data: Report | None = Field(None, description="What the data gate said.")
     num_train_rows: int = 0
     num_test_rows: int = 0
     num_tokens: int = 0

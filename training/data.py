@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,12 @@ _MAX_CLASS_NUMBER = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A training record: the request, the right answer, and the line it came from (1 is the first)."""
+    """A training record: request, right answer, the line it came from (1 is the first), and its weight in the loss."""
 
     request: BaseModel
     target: BaseModel
     line: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,16 @@ def fingerprint(examples: Iterable[Example]) -> str:
     return canonical_digest(
         [[example.request.model_dump(), example.target.model_dump()] for example in examples]
     )
+
+
+def content_key(example: Example) -> str:
+    """Return what two examples with the same input share, but for case, spaces and forms of the same character."""
+    return plain(example.request.model_dump_json())
+
+
+def plain(text: str) -> str:
+    """Return a text without what does not count when inputs are compared."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _columns(

@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
-from adapters.errors import InvalidData
-from adapters.tasks.question_answering import AnsweringRequest, AnsweringTarget
-from adapters.tasks.regression import RegressionTarget
-from adapters.tasks.text_classification import ClassificationTarget
-from adapters.tasks.token_classification import TaggingTarget
-from training.data import Example
+import numpy as np
+from pydantic import BaseModel
+
+from adapters.errors import InvalidData, InvalidRequest, TextTooLong
+from adapters.tasks.base import Labelled
+from adapters.tasks.catalog import AnyTask
+from adapters.tasks.words import split_words
+from adapters.tokenizer import Tokenizer
+from training import checks
+from training.checks import SplitRows
+from training.contract import DataSettings
+from training.data import DataFile, Example, fingerprint, read_examples
+from training.findings import FileReport, Finding, LineProblem, Percentiles, Report, SplitReport
+from training.records import file_name
+from training.splits import Splits, split_examples
 
 MIN_ROWS = 8  # fewer than the smallest batch that teaches anything
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A run's rows, and what the gate says of them."""
+
+    splits: Splits
+    report: Report
+
+
+def check_data(settings: DataSettings, task: str | None) -> Checked:
+    """Read a run's files, divide them as the settings say, and check all; a bad line is a finding, not an error.
+
+    Args:
+        task: the task's name; None tells it by the columns of the training file.
+
+    Raises:
+        InvalidData: a file can't be read at all, its columns fit no task, or a share gives no row.
+    """
+    files = _read_files(settings, task)
+    splits = _divide(files, settings)
+    report = Report(task=files["train"].columns.task)
+    for name, file in files.items():
+        report.files[name] = _describe_file(file)
+        report.findings += _file_findings(file, f"data.{name}")
+    for name, rows in splits.parts().items():
+        report.splits[name] = _describe_split(rows)
+    if not report.errors():  # what bad lines hold is not known: the rest would mislead
+        report.findings += find_all({"train": splits.train, **splits.parts()})
+    return Checked(splits, report)
 
 
 def check_examples(
@@ -21,120 +61,144 @@ def check_examples(
     """Return warnings about a data set.
 
     Raises:
-        InvalidData: training on it can't work: too few rows, one class or score only, or no entity or
-            answer at all.
+        InvalidData: training on it can't work: too few rows, one class or score only, or no entity or answer at all.
     """
-    if len(train) < min_rows:
-        raise InvalidData(
-            f"The training file has '{len(train)}' rows; a run needs at least {min_rows}, one batch. "
-            "Add examples.",
-            param="data.train",
-        )
-    _check_scores(train)
-    _check_answers(train)
-    warnings = [
-        *_label_warnings(train, test),
-        *_entity_warnings(train, test),
-        *_answer_warnings([*train, *test]),
-    ]
-    repeated = len(train) - len({_key(example) for example in train})
-    if repeated:
-        warnings.append(f"{repeated} training rows repeat another one's input.")
-    leaked = len({_key(example) for example in train} & {_key(example) for example in test})
-    if leaked:
-        warnings.append(f"{leaked} test rows stand in the training file: the test is too easy.")
-    return warnings
+    report = Report(task="")
+    report.findings += find_all({"train": train, "test": test}, min_rows=min_rows)
+    report.validate_data()
+    return report.warnings()
 
 
-def _label_warnings(train: Sequence[Example], test: Sequence[Example]) -> list[str]:
-    counts = Counter(_labels(train))
-    if not counts:
-        return []
-    if len(counts) == 1:
-        only = next(iter(counts))
-        raise InvalidData(
-            f"Every training row has the label '{only}'; there is nothing to tell apart. Add rows of "
-            "at least one other label.",
-            param="data.train",
-        )
-    unseen = sorted(set(_labels(test)) - set(counts))
-    if unseen:
-        raise InvalidData(
-            f"Test label '{unseen[0]}' is in no training row. Known: {', '.join(sorted(counts)[:8])}.",
-            param="data.test",
-        )
-    return _rare(counts)
+def find_all(splits: SplitRows, *, min_rows: int = MIN_ROWS) -> Iterator[Finding]:
+    """Yield what all checks that need no tokenizer find; ``splits`` holds ``train`` at least."""
+    yield from checks.size_findings(splits, min_rows)
+    if not splits["train"]:
+        return
+    for check in (
+        checks.score_findings,
+        checks.class_findings,
+        checks.entity_findings,
+        checks.answer_findings,
+        checks.duplicate_findings,
+    ):
+        yield from check(splits)
 
 
-def _rare(counts: Counter[str]) -> list[str]:
-    rare = [label for label, count in counts.items() if count < 5]
-    return [f"Label '{label}' has only {counts[label]} training rows." for label in rare[:10]]
+def check_tokens(
+    report: Report, splits: Splits, task: AnyTask, tokenizer: Tokenizer, max_tokens: int
+) -> list[Finding]:
+    """Add to a report what only a tokenizer can tell, and return the findings that it added.
+
+    Lengths in tokens, the share of rows that do not fit into ``max_tokens``, and training rows that teach nothing
+    because no token of theirs has a label.
+    """
+    added: list[Finding] = []
+    for name, rows in splits.parts().items():
+        measured = [_encode(task, tokenizer, example, max_tokens) for example in rows]
+        lengths = [row for row in measured if row is not None]
+        if name in report.splits and lengths:
+            counts = [sum(len(part.token_ids) for part in row) for row in lengths]
+            report.splits[name].lengths["tokens"] = _percentiles(counts)
+        added += checks.length_findings(name, len(rows) - len(lengths), len(rows), max_tokens)
+        if name == "train":
+            lines = [e.line for e, row in zip(rows, measured, strict=True) if _is_masked(row)]
+            added += checks.masked_findings(lines, len(rows))
+    report.findings += added
+    return added
 
 
-def _entity_warnings(train: Sequence[Example], test: Sequence[Example]) -> list[str]:
-    tagged = [e.target for e in train if isinstance(e.target, TaggingTarget)]
-    if not tagged:
-        return []
-    counts = Counter(label for target in tagged for label in target.labels())
-    if not counts:
-        raise InvalidData(
-            "Every tag of the training rows is 'O'; there is nothing to find. Add rows with entities.",
-            param="data.train",
-        )
-    found = {
-        name for e in test if isinstance(e.target, TaggingTarget) for name in e.target.labels()
-    }
-    unseen = sorted(found - set(counts))
-    return [
-        *_rare(counts),
-        *(f"Test label '{label}' is in no training row; it can't be found." for label in unseen),
-    ]
-
-
-def _check_scores(train: Sequence[Example]) -> None:
-    scores = {e.target.score for e in train if isinstance(e.target, RegressionTarget)}
-    if len(scores) == 1:
-        raise InvalidData(
-            f"Every training row has the score '{scores.pop():g}'; there is nothing to learn. Add rows "
-            "with other scores.",
-            param="data.train",
-        )
-
-
-def _check_answers(train: Sequence[Example]) -> None:
-    targets = [e.target for e in train if isinstance(e.target, AnsweringTarget)]
-    if targets and not any(target.answers for target in targets):
-        raise InvalidData(
-            "Every training row's 'answers' is '[]'; there is nothing to find. Add questions with an answer.",
-            param="data.train",
-        )
-
-
-def _answer_warnings(examples: Sequence[Example]) -> list[str]:
-    wrong = [(e.line, text) for e in examples if (text := _misplaced_answer(e)) is not None]
-    if not wrong:
-        return []
-    line, text = wrong[0]
-    return [
-        f"{len(wrong)} rows have an answer that does not stand at its answer_start (in code points), the "
-        f"first '{text[:60]}' on line {line}."
-    ]
-
-
-def _misplaced_answer(example: Example) -> str | None:
-    """Return an answer's text if its context does not hold it where it says."""
-    request, target = example.request, example.target
-    if not (isinstance(request, AnsweringRequest) and isinstance(target, AnsweringTarget)):
+def _encode(
+    task: AnyTask, tokenizer: Tokenizer, example: Example, max_tokens: int
+) -> list[Labelled] | None:
+    """Return an example's rows; None if it does not fit."""
+    parameters = task.Parameters.model_validate({})
+    try:
+        parts = task.encode_parts(tokenizer, example.request, parameters, max_tokens)
+        return task.label_parts(tokenizer, parts, example.target)
+    except TextTooLong:
         return None
-    stand = (
-        a.text for a in target.answers if not request.context.startswith(a.text, a.answer_start)
+    except (InvalidData, InvalidRequest) as error:
+        raise InvalidData(f"Line {example.line}: {error.message}", param=error.param) from error
+
+
+def _is_masked(rows: Sequence[Labelled] | None) -> bool:
+    return rows is not None and all(map(checks.is_masked, rows))
+
+
+def _read_files(settings: DataSettings, task: str | None) -> dict[str, DataFile]:
+    if not settings.train:
+        raise InvalidRequest("No training file. Set data.train.", param="data.train")
+    files: dict[str, DataFile] = {}
+    urls = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    for name, url in urls.items():
+        if url:
+            files[name] = read_examples(
+                url, task, columns=settings.columns, class_names=settings.class_names
+            )
+            task = task or files[name].columns.task
+    return files
+
+
+def _divide(files: dict[str, DataFile], settings: DataSettings) -> Splits:
+    given = {name: file.examples for name, file in files.items()}
+    drawn = split_examples(
+        given["train"],
+        validation_share=settings.validation_share,
+        test_share=settings.test_share,
+        seed=settings.split_seed,
     )
-    return next(stand, None)
+    return Splits(
+        drawn.train,
+        given.get("validation", drawn.validation),
+        given.get("test", drawn.test)[: settings.max_test_rows],
+    )
 
 
-def _labels(examples: Sequence[Example]) -> list[str]:
-    return [e.target.label for e in examples if isinstance(e.target, ClassificationTarget)]
+def _file_findings(file: DataFile, param: str) -> Iterator[Finding]:
+    try:
+        file.validate()
+    except InvalidData as error:
+        yield Finding(level="error", code="bad_lines", message=error.message, param=param)
 
 
-def _key(example: Example) -> str:
-    return example.request.model_dump_json()
+def _describe_file(file: DataFile) -> FileReport:
+    return FileReport(
+        name=file_name(file.url),
+        columns=file.columns.fields,
+        unused=list(file.columns.unused),
+        problems=[LineProblem(line=p.line, kind=p.kind, message=p.message) for p in file.problems],
+        problem_counts=dict(file.problem_counts.most_common()),
+    )
+
+
+def _describe_split(rows: Sequence[Example]) -> SplitReport:
+    texts = [_text(example.request) for example in rows]
+    return SplitReport(
+        num_rows=len(rows),
+        fingerprint=fingerprint(rows),
+        labels=dict(checks.count_labels(rows).most_common()),
+        lengths={
+            "characters": _percentiles([len(text) for text in texts]),
+            "words": _percentiles([len(split_words(text)) for text in texts]),
+        },
+    )
+
+
+def _percentiles(lengths: Sequence[int]) -> Percentiles:
+    """Return percentiles that occur among the lengths."""
+    p50, p90, p99 = np.percentile(lengths, [50, 90, 99], method="higher").tolist()
+    return Percentiles(p50=p50, p90=p90, p99=p99, longest=max(lengths))
+
+
+def _text(request: BaseModel) -> str:
+    """Return all text of a request."""
+    return " ".join(_strings(request.model_dump(exclude={"role"})))
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from chain.from_iterable(_strings(v) for k, v in value.items() if k != "role")
+    elif isinstance(value, list):
+        yield from chain.from_iterable(map(_strings, value))

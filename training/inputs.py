@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from adapters.errors import InvalidRequest
 from adapters.tasks.catalog import AnyTask, get_task, task_class
-from training.contract import EventKind, RunConfig
+from training.augmentation import augmented
+from training.class_weights import balanced
+from training.contract import DataSettings, EventKind, RunConfig
 from training.data import Example, fingerprint, load_examples
 from training.events import EventLog
-from training.gate import check_examples
+from training.findings import Report
+from training.gate import check_data
+from training.splits import Splits
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """A run's examples, and the task set up as far as config and data decide it.
 
-    ``task`` is None where a bundle decides it: one to evaluate, or a parent to go on from.
+    ``task`` is None where a bundle decides it: one to evaluate, or a parent to go on from. ``train`` holds augmented
+    copies as well, ``splits`` what the files hold.
     """
 
     task: AnyTask | None
     train: list[Example]
+    validation: list[Example]
     test: list[Example]
-    validation: list[Example] = field(default_factory=list)
+    report: Report
+    splits: Splits
 
     def fingerprints(self) -> dict[str, str]:
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: fingerprint(rows) for name, rows in parts.items() if rows}
+        """Return a SHA-256 of each split as the files hold it, and of the training rows with their copies."""
+        prints = {name: fingerprint(rows) for name, rows in self.splits.parts().items()}
+        if len(self.train) > len(self.splits.train):
+            prints["train_augmented"] = fingerprint(self.train)
+        return prints
 
 
 def read_inputs(config: RunConfig, log: EventLog) -> Inputs:
@@ -38,26 +49,62 @@ def read_inputs(config: RunConfig, log: EventLog) -> Inputs:
     """
     cls = task_class(config.task)
     if config.action == "evaluate":
-        if not (config.data.test and config.bundle):
-            raise InvalidRequest("To evaluate, set data.test and bundle.", param="bundle")
-        return Inputs(
-            None, [], load_examples(config.data.test, config.task)[: config.data.max_test_rows]
-        )
-    if not config.data.train:
-        raise InvalidRequest("No training file. Set data.train.", param="data.train")
-    train = load_examples(config.data.train, config.task)
-    test = load_examples(config.data.test, config.task) if config.data.test else []
-    validation = (
-        load_examples(config.data.validation, config.task) if config.data.validation else []
-    )
-    for warning in check_examples(train, test):
+        return _test_only(config)
+    checked = check_data(config.data, config.task)
+    for warning in checked.report.warnings():
         log.emit(EventKind.WARNING, warning)
-    task = _task(config, cls, train)
-    return Inputs(task, train, test[: config.data.max_test_rows], validation)
+    checked.report.validate_data()
+    splits = checked.splits
+    task = _task(config, cls, splits.train)
+    return Inputs(
+        task,
+        _prepared(splits.train, config.data, log),
+        splits.validation,
+        splits.test,
+        checked.report,
+        splits,
+    )
+
+
+def _test_only(config: RunConfig) -> Inputs:
+    data = config.data
+    if not (data.test and config.bundle):
+        raise InvalidRequest("To evaluate, set data.test and bundle.", param="bundle")
+    rows = load_examples(
+        data.test, config.task, columns=data.columns, class_names=data.class_names
+    )[: data.max_test_rows]
+    return Inputs(None, [], [], rows, Report(task=config.task), Splits([], [], rows))
+
+
+def _prepared(train: list[Example], data: DataSettings, log: EventLog) -> list[Example]:
+    """Return the training rows with their copies and weights."""
+    if data.augmentation:
+        copies = augmented(train, data.augmentation)
+        log.emit(EventKind.STAGE, f"Added {len(copies)} changed copies", stage="augmentation")
+        train = train + copies
+    return balanced(train) if data.class_weights == "balanced" else train
 
 
 def _task(config: RunConfig, cls: type[AnyTask], train: list[Example]) -> AnyTask | None:
     if config.parent is not None:
+        if config.data.stop_words:
+            raise InvalidRequest(
+                f"data.stop_words is '{config.data.stop_words}', but the parent decides what is left out of texts. "
+                "Leave it unset.",
+                param="data.stop_words",
+            )
         return None
-    options = cls.options_from(config.options, [example.target for example in train])
-    return get_task(config.task, options)
+    return get_task(config.task, cls.options_from(_options(config, cls), [e.target for e in train]))
+
+
+def _options(config: RunConfig, cls: type[AnyTask]) -> dict[str, Any]:
+    stop_words = config.data.stop_words
+    if stop_words is None:
+        return config.options
+    if "stop_words" not in cls.Options.model_fields:
+        raise InvalidRequest(
+            f"data.stop_words is '{stop_words}', but '{cls.name}' needs its texts whole. Leave it unset; "
+            "text-classification and regression can do without stop words.",
+            param="data.stop_words",
+        )
+    return {**config.options, "stop_words": stop_words}

@@ -157,6 +157,7 @@ class Run:
             primary_metric=setup.task.primary_metric,
             digest=manifest.digest,
             metrics=metrics,
+            data=self.inputs.report,
             num_train_rows=fitted.num_rows,
             num_test_rows=len(test),
             num_tokens=fitted.num_tokens,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from adapters.backbone import Backbone
@@ -13,10 +15,12 @@ from adapters.tasks.room import row_room
 from adapters.tokenizer import Tokenizer
 from training.auto import FitPlan, plan_fit
 from training.batches import make_batches
+from training.checks import is_masked, length_findings, masked_findings
 from training.contract import EventKind, RunConfig
 from training.data import Example
 from training.events import EventLog
 from training.export import check_parent, load_weights, lora_settings_of, seal, write_weights
+from training.findings import Finding
 from training.gate import check_examples
 from training.inputs import Inputs
 from training.trainer import Trainee, build_trainee
@@ -77,6 +81,7 @@ class Setup:
         limit = self.config.data.max_row_tokens or fits
         rows: list[Labelled] = []
         kept: list[Example] = []
+        masked: list[int] = []  # lines
         for example in self.inputs.train:
             try:
                 parts = self.task.encode_parts(self.tokenizer, example.request, parameters, fits)
@@ -88,15 +93,22 @@ class Setup:
                     f"Line {example.line}: {error.message}", param=error.param
                 ) from error
             if all(len(row.token_ids) <= limit for row in labelled):
-                rows += labelled
+                rows += [replace(row, weight=example.weight) for row in labelled]
                 kept.append(example)
-        if len(kept) < len(self.inputs.train):
-            left_out = len(self.inputs.train) - len(kept)
-            self._log.emit(
-                EventKind.WARNING, f"{left_out} rows of more than {limit} tokens left out."
-            )
+                masked += [example.line] if all(map(is_masked, labelled)) else []
+        num_rows = len(self.inputs.train)
+        self._report(length_findings("train", num_rows - len(kept), num_rows, limit))
+        self._report(masked_findings(masked, num_rows))
+        if len(kept) < num_rows:
             check_examples(kept)  # what is left must still be enough to learn from
         return rows
+
+    def _report(self, findings: Iterable[Finding]) -> None:
+        report = self.inputs.report
+        for finding in findings:
+            report.findings.append(finding)
+            self._log.emit(EventKind.WARNING, finding.message)
+        report.validate_data()
 
     def plan(self, rows: list[Labelled]) -> FitPlan:
         """Return the optimisation in numbers.

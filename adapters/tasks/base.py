@@ -90,6 +90,7 @@ class Labelled:
         loss: whether the head chooses (among classes, tokens of the row, or the vocabulary), gives a
             value, or tags tokens.
         no_answer: a token that a start and an end may be besides those in ``read``, see `Encoded`.
+        weight: of its loss, where it is a class of the row; the mean over a data set is 1.
     """
 
     token_ids: list[int]
@@ -97,6 +98,7 @@ class Labelled:
     read: tuple[int, int] = (0, 0)
     loss: Loss = "choice"
     no_answer: int | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

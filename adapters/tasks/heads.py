@@ -82,8 +82,10 @@ def row_loss(
         return _tag_loss(logits, rows, smoothing)
     if head.spec.kind == "sequence":
         labels = torch.tensor([row.labels[0] for row in rows], device=logits.device)
-        loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-        return loss, len(rows)
+        losses_B = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        return losses_B @ torch.tensor([row.weight for row in rows], device=logits.device), len(
+            rows
+        )
     return _span_loss(logits, bounds, rows, smoothing), 2 * len(rows)
 
 

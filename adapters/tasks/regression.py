@@ -76,7 +76,7 @@ class Regression(Task[RegressionOptions, TextRequest, RegressionTarget, TaskPara
         parameters: TaskParameters,
         max_tokens: int,
     ) -> Encoded:
-        return encode_text(tokenizer, self.options.template, request, parameters, max_tokens)
+        return encode_text(tokenizer, self.options, request, parameters, max_tokens)
 
     def label(self, tokenizer: Tokenizer, encoded: Encoded, target: RegressionTarget) -> Labelled:
         scaled = (target.score - self.options.mean) / self.options.std

@@ -13,11 +13,15 @@ from adapters.tasks.base import (
     TaskParameters,
     fit_prompt,
 )
+from adapters.tasks.stop_words import Language, without_stop_words
 from adapters.tokenizer import Tokenizer
 
 
 class TemplateOptions(TaskOptions):
     template: str = Field("{text}", description="Prompt around the text; must hold {text} once.")
+    stop_words: Language | None = Field(
+        None, description="Leave this language's stop words out of texts."
+    )
 
     @field_validator("template")
     @classmethod
@@ -34,7 +38,7 @@ class TextRequest(Strict):
 
 def encode_text(
     tokenizer: Tokenizer,
-    template: str,
+    options: TemplateOptions,
     request: TextRequest,
     parameters: TaskParameters,
     max_tokens: int,
@@ -44,16 +48,21 @@ def encode_text(
     Raises:
         TextTooLong: more than ``max_tokens``, and ``parameters.truncate`` is off.
     """
-    before, after = template.split("{text}")
-    pair = f"\n{request.text_pair}" if request.text_pair else ""
+    before, after = options.template.split("{text}")
+    text, text_pair = _reduced(request.text, options), _reduced(request.text_pair or "", options)
+    pair = f"\n{text_pair}" if text_pair else ""
 
     def render(text: str) -> Prompt:
         return Prompt(f"{before}{text}{pair}{after}", len(before), len(before) + len(text))
 
     _, tokens, truncated = fit_prompt(
-        tokenizer, render, request.text, max_tokens, truncate=parameters.truncate, param="text"
+        tokenizer, render, text, max_tokens, truncate=parameters.truncate, param="text"
     )
     return Encoded(tokens.ids, truncated)
+
+
+def _reduced(text: str, options: TemplateOptions) -> str:
+    return without_stop_words(text, options.stop_words) if options.stop_words else text
 
 
 def sequence_head(outputs: int, family: str) -> HeadSpec:

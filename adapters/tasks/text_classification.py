@@ -66,7 +66,7 @@ class TextClassification(
         parameters: TaskParameters,
         max_tokens: int,
     ) -> Encoded:
-        return encode_text(tokenizer, self.options.template, request, parameters, max_tokens)
+        return encode_text(tokenizer, self.options, request, parameters, max_tokens)
 
     def label(
         self, tokenizer: Tokenizer, encoded: Encoded, target: ClassificationTarget

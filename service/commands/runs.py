@@ -16,11 +16,18 @@ if TYPE_CHECKING:
 
 def train(
     task: Annotated[str, typer.Argument(help="Such as text-classification.")],
-    data: Annotated[str, typer.Argument(help="JSONL or CSV file of examples.")],
+    data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file of examples.")],
     out: Annotated[Path, typer.Option(help="Folder for events and bundle.")],
     test: Annotated[str | None, typer.Option(help="File of examples to report on.")] = None,
     validation: Annotated[
         str | None, typer.Option(help="File of examples to choose weights and thresholds by.")
+    ] = None,
+    validation_share: Annotated[
+        float, typer.Option(help="Or: share of the examples to use for that.")
+    ] = 0.0,
+    test_share: Annotated[float, typer.Option(help="Share of the examples to report on.")] = 0.0,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Our field = the file's column; may repeat.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Add the result to this adapter.")] = None,
     option: Annotated[
@@ -47,7 +54,7 @@ def train(
     home: Home = None,
 ) -> None:
     """Train an adapter on a file of examples."""
-    from service.run_configs import options_from, run_config
+    from service.run_configs import options_from, pairs, run_config
     from training.contract import BUNDLE_NAME
 
     settings = load(home=home, backbone=backbone)
@@ -61,6 +68,9 @@ def train(
             "train": data,
             "test": test,
             "validation": validation,
+            "validation_share": validation_share,
+            "test_share": test_share,
+            "columns": pairs(column or [], "--column"),
             "max_row_tokens": max_row_tokens,
         },
         lora={"rank": rank, "last_layers": last_layers},
@@ -71,7 +81,7 @@ def train(
             "seed": seed,
         },
         parent=parent,
-        evaluate_untrained=bool(test),
+        evaluate_untrained=bool(test or test_share),
         changes=setting or [],
     )
     result = execute(config, out, settings)
@@ -87,7 +97,7 @@ def train(
 
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    data: Annotated[str, typer.Argument(help="JSONL or CSV file of examples.")],
+    data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet file of examples.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions and result.")],
     backbone: BackboneName = None,
     home: Home = None,

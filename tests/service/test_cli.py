@@ -158,3 +158,35 @@ def test_any_field_of_a_run_can_be_set():
     config = run_config(changes, task="regression", data={"train": "a"}, fit={"epochs": 3})
     assert (config.fit.schedule, config.fit.epochs) == ("cosine", 3)
     assert config.lora.target_modules == ["q_proj"]
+
+
+def test_data_check_shows_columns_and_numbers_and_ends_with_2_if_training_can_not_work(tmp_path):
+    lines = [{"review": f"text {i}", "stars": i % 2} for i in range(12)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    good = headstock("data", "check", tmp_path / "a.jsonl", "--column", "label=stars")
+    assert good.returncode == 0, good.stderr
+    assert "text = 'review', label = 'stars'" in good.stdout
+    assert "train labels: 0 6, 1 6" in good.stdout
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": ""}\n')
+    bad = headstock("data", "check", tmp_path / "b.jsonl", "--json")
+    assert bad.returncode == 2
+    report = json.loads(bad.stdout)
+    assert report["files"]["train"]["problems"][0]["line"] == 2
+    assert {f["code"] for f in report["findings"]} >= {"bad_lines"}
+
+
+def test_data_check_counts_a_backbones_tokens(tmp_path, decoder_folder):
+    lines = [{"text": f"some words {i}", "label": "ab"[i % 2]} for i in range(12)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = headstock(
+        "data",
+        "check",
+        tmp_path / "a.jsonl",
+        "--json",
+        "--backbone",
+        decoder_folder,
+        "--home",
+        tmp_path / "home",
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["splits"]["train"]["lengths"]["tokens"]["p50"] > 0

@@ -1,11 +1,16 @@
 """The data gate: what stops a run before it begins, and what it only warns of."""
 
+import json
+
 import pytest
 
 from adapters.errors import InvalidData
-from adapters.tasks.catalog import task_class
+from adapters.tasks.base import NO_LABEL, Labelled
+from adapters.tasks.catalog import get_task, task_class
+from training.checks import is_masked, masked_findings
+from training.contract import DataSettings
 from training.data import Example
-from training.gate import MIN_ROWS, check_examples
+from training.gate import MIN_ROWS, check_data, check_examples, check_tokens
 
 CLASSES = task_class("text-classification")
 ANSWERS = task_class("question-answering")
@@ -106,14 +111,17 @@ def test_rare_labels_are_warned_of_up_to_five_rows():
 def test_repeated_inputs_are_counted_even_with_another_label():
     train = labelled("ababababab")
     train += [Example(train[0].request, CLASSES.Target(label="b"), 11), train[1], train[1]]
-    assert check_examples(train) == ["3 training rows repeat another one's input."]
+    assert check_examples(train) == [
+        "3 training rows repeat another one's input.",
+        "1 inputs stand among the training rows with different labels.",
+    ]
 
 
 def test_test_rows_that_stand_in_the_training_file_are_counted():
     train = labelled("ababababab")
     test = [*train[:3], *labelled("ab", "other")]
     assert check_examples(train, test) == [
-        "3 test rows stand in the training file: the test is too easy."
+        "3 test rows stand among the training rows: the test split is too easy."
     ]
 
 
@@ -151,3 +159,79 @@ def test_a_file_in_which_no_question_has_an_answer_is_refused():
         check_examples(unanswered(MIN_ROWS), answered(1))
     assert caught.value.param == "data.train"
     assert check_examples([*unanswered(MIN_ROWS), *answered(1)]) == []
+
+
+def write(path, rows):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return str(path)
+
+
+def test_a_report_holds_each_files_bad_lines_and_each_splits_numbers(tmp_path):
+    rows = [{"review": f"word {'more ' * i}{i}", "stars": "ab"[i % 2]} for i in range(20)]
+    bad = ["{", {"review": "no label"}] * 40
+    test = [{"review": "Word  more 1", "stars": "a"}, {"review": "一 二", "stars": "b"}]
+    settings = DataSettings(
+        train=write(tmp_path / "train.jsonl", rows + bad),
+        test=write(tmp_path / "test.jsonl", test),
+        columns={"text": "review", "label": "stars"},
+    )
+    report = check_data(settings, None).report
+    file = report.files["train"]
+    assert report.task == "text-classification"
+    assert (file.columns, file.unused) == ({"text": "review", "label": "stars"}, [])
+    assert len(file.problems) == 50
+    assert sum(file.problem_counts.values()) == 80
+    assert file.problems[0].line == 21
+    (error,) = report.errors()
+    assert (error.code, error.param) == ("bad_lines", "data.train")
+    assert "80 bad lines" in error.message
+    assert report.splits["train"].labels == {"a": 10, "b": 10}
+    lengths = report.splits["train"].lengths
+    assert (lengths["words"].p50, lengths["words"].longest) == (12, 21)
+    assert report.splits["test"].lengths["words"].longest == 3
+    with pytest.raises(InvalidData, match=r"Line 21 of 'train\.jsonl'"):
+        report.validate_data()
+
+
+def test_shares_divide_the_training_file(tmp_path):
+    rows = [{"text": f"row {i}", "label": "ab"[i % 2]} for i in range(40)]
+    settings = DataSettings(
+        train=write(tmp_path / "train.jsonl", rows), validation_share=0.25, test_share=0.1
+    )
+    report = check_data(settings, "text-classification").report
+    assert {name: split.num_rows for name, split in report.splits.items()} == {
+        "train": 26,
+        "validation": 10,
+        "test": 4,
+    }
+    assert len({split.fingerprint for split in report.splits.values()}) == 3
+    assert report.findings == []
+
+
+def test_tokens_tell_what_is_cut(tmp_path, decoder_tokenizer):
+    rows = [
+        {"text": f"row {'and more ' * (40 * (i > 7))}{i}", "label": "ab"[i % 2]} for i in range(10)
+    ]
+    checked = check_data(
+        DataSettings(train=write(tmp_path / "train.jsonl", rows)), "text-classification"
+    )
+    task = get_task("text-classification", {"labels": ["a", "b"]})
+    (finding,) = check_tokens(checked.report, checked.splits, task, decoder_tokenizer, 30)
+    assert (finding.code, finding.level) == ("truncation", "warning")
+    assert (
+        "2 of 10 training rows (20.0%) have more than 30 tokens and are left out" in finding.message
+    )
+    lengths = checked.report.splits["train"].lengths["tokens"]
+    assert lengths.longest <= 30  # of those that fit
+    (error,) = check_tokens(checked.report, checked.splits, task, decoder_tokenizer, 1)
+    assert error.level == "error"
+
+
+@pytest.mark.parametrize(("lines", "level"), [([3, 4], "warning"), ([1, 2, 3, 4], "error")])
+def test_rows_without_any_labelled_token_are_found(lines, level):
+    (finding,) = masked_findings(lines, 4)
+    assert (finding.level, finding.code) == (level, "all_masked")
+    assert f"first on line {lines[0]}" in finding.message
+    assert list(masked_findings([], 4)) == []
+    assert is_masked(Labelled([1, 2], [NO_LABEL, NO_LABEL], loss="tags"))
+    assert not is_masked(Labelled([1, 2], [NO_LABEL, 0], loss="tags"))

@@ -246,3 +246,47 @@ def test_a_dry_run_estimates_and_the_run_says_what_it_had_been_told(tmp_path, co
     config["fit"]["epochs"] = 2  # another run, which nobody estimated
     assert run(tmp_path, config).returncode == ExitCode.DONE
     assert json.loads((tmp_path / "out" / "result.json").read_text())["estimate"] is None
+
+
+def test_one_file_is_divided_weighed_and_augmented(tmp_path, config):
+    rows = [
+        {"review": f"the {'good' if i % 3 else 'bad'} film {i}", "label": "+" if i % 3 else "-"}
+        for i in range(60)
+    ]
+    config["data"] = {
+        "train": write(tmp_path / "all.jsonl", rows),
+        "columns": {"text": "review"},
+        "validation_share": 0.2,
+        "test_share": 0.2,
+        "stop_words": "en",
+        "class_weights": "balanced",
+        "augmentation": {"delete": 0.2},
+    }
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.DONE, done.stderr
+    result = RunResult.model_validate_json((tmp_path / "out" / "result.json").read_text())
+    assert result.num_test_rows == 12
+    assert {name: split.num_rows for name, split in result.data.splits.items()} == {
+        "train": 36,
+        "validation": 12,
+        "test": 12,
+    }
+    manifest = json.loads((tmp_path / "out" / "bundle" / "manifest.json").read_text())
+    assert set(manifest["lineage"]["data"]) == {"train", "validation", "test", "train_augmented"}
+    assert manifest["options"]["stop_words"] == "en"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"test": None, "validation_share": 0.5, "test_share": 0.5}, "leave no row"),
+        ({"test_share": 0.2}, "either data.test or data.test_share"),
+        ({"test": None, "validation_share": 0.001}, "validation share of '0.001'"),
+        ({"columns": {"text": "nowhere"}}, "'nowhere'"),
+    ],
+)
+def test_data_that_can_not_be_divided_so_is_refused(tmp_path, config, data, said):
+    config["data"] |= data
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert said in done.stderr

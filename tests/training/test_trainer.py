@@ -221,3 +221,16 @@ def test_rslora_scales_by_the_root_of_the_rank(decoder_spec, tmp_path):
     assert config.use_rslora
     assert {layer.scaling["default"] for layer in layers} == {8 / 2}
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_rows_weight_multiplies_its_loss(decoder_spec):
+    trainee = build_trainee(
+        load_backbone(decoder_spec, "float32"), LoraSettings(), classifier().head("decoder"), 0
+    )
+    light, heavy = ROWS["text-classification"][:2]
+    heavy = Labelled(heavy.token_ids, heavy.labels, weight=3.0)
+    with torch.no_grad():
+        (both, num), (one, _) = trainee.loss([light, heavy]), trainee.loss([light])
+        other, _ = trainee.loss([Labelled(heavy.token_ids, heavy.labels)])
+    torch.testing.assert_close(both, one + 3 * other)
+    assert num == 2

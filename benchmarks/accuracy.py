@@ -19,9 +19,9 @@ from adapters.bundle import read_manifest
 from adapters.errors import InvalidRequest
 from adapters.packaged import DEFAULT_BACKBONE
 from benchmarks.fits import FitSet, FitWork, cut_set, prepare_work, run_job
-from benchmarks.reference_models import text_baseline
 from benchmarks.session import DEFAULT_ENCODER, Session
 from service.runs import execute_run
+from training.baselines import baselines
 from training.contract import (
     BUNDLE_NAME,
     PREDICTIONS_NAME,
@@ -33,7 +33,6 @@ from training.contract import (
 OURS, STOCK = "headstock", "Trainer + peft"
 _TRAIN_TOKENS, _TEST_ROWS = 100_000, 500
 _RESAMPLES = 1000
-_TEXT_RESAMPLES = 200  # whose metrics take long
 _DROPPED = ("scores", "start_score", "end_score")  # of a prediction: not needed to score it
 
 
@@ -216,17 +215,17 @@ def _main(cell: Cell) -> float:
 
 def _row(fit_set: FitSet, work: FitWork, cells: dict[str, list[Cell]]) -> Row:
     targets = [example.target for example in work.examples]
-    simple = work.task.baselines([e.request for e in work.examples], targets)
     metric = work.task.primary_metric
-    text = text_baseline(fit_set.task, work)
+    found = baselines(work.task, work.learned, work.examples)
+    simple = [each for name, each in found.items() if name != "tfidf"]
     differences = _resampled(work, cells, targets)
     return Row(
         fit_set.name,
         fit_set.backbone,
         metric,
         len(cells[OURS]),
-        next((found[metric] for found in simple.values() if metric in found), None),
-        text,
+        simple[0][metric] if simple else None,
+        found["tfidf"][metric] if "tfidf" in found else None,
         statistics.median(map(_main, cells[STOCK])),
         statistics.median(map(_main, cells[OURS])),
         100 * _mean_difference(cells),
@@ -242,19 +241,20 @@ def _mean_difference(cells: dict[str, list[Cell]]) -> float:
 def _resampled(work: FitWork, cells: dict[str, list[Cell]], targets: Sequence[Any]) -> list[float]:
     """Return differences in points of paired bootstrap samples: rows drawn alike for both systems, and seeds too."""
     rng = np.random.default_rng(0)
-    is_text = work.task.head(work.model.spec.family) is None
     metric, num_seeds = work.task.primary_metric, len(cells[OURS])
+    tallies = {
+        system: [work.task.tally(cell.predictions, targets) for cell in fits]
+        for system, fits in cells.items()
+    }
     differences = []
-    for _ in range(_TEXT_RESAMPLES if is_text else _RESAMPLES):
-        rows = rng.integers(len(targets), size=len(targets))
-        drawn = [targets[i] for i in rows]
+    for _ in range(_RESAMPLES):
+        counts_1N = rng.multinomial(len(targets), [1 / len(targets)] * len(targets))[None] * 1.0
         seeds = rng.integers(num_seeds, size=num_seeds)
-
-        def score(cell: Cell, rows: Any = rows, drawn: Any = drawn) -> float:
-            return work.task.score([cell.predictions[i] for i in rows], drawn)[metric]
-
-        gains = [score(cells[OURS][s]) - score(cells[STOCK][s]) for s in seeds]
-        differences.append(100 * statistics.mean(gains))
+        ours, stock = (
+            statistics.mean(float(tallies[system][s].weigh(counts_1N)[metric][0]) for s in seeds)
+            for system in (OURS, STOCK)
+        )
+        differences.append(100 * (ours - stock))
     return differences
 
 

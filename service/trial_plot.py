@@ -36,5 +36,9 @@ def plot_trials(
         panel.grid(alpha=0.3)
         if numeric and min(values, default=0) > 0 and max(values) / min(values) >= 8:
             panel.set_xscale("log")
+        if numeric:
+            tried = sorted(set(values))
+            panel.set_xticks(tried, labels=[f"{value:g}" for value in tried])
+            panel.minorticks_off()
     panels[0].set_ylabel(metric)
     figure.savefig(path)

@@ -27,7 +27,7 @@ def count_labels(rows: Sequence[Example]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for example in rows:
         if isinstance(example.target, ClassificationTarget):
-            counts[example.target.label] += 1
+            counts.update(example.target.names())
         elif isinstance(example.target, TaggingTarget):
             counts.update(tag[2:] for tag in example.target.tags if tag.startswith("B-"))
     return counts
@@ -170,7 +170,7 @@ def is_masked(row: Labelled) -> bool:
 
 def _contradictions(rows: Sequence[Example], keys: Sequence[str]) -> Iterator[Finding]:
     labelled = sorted(
-        (key, example.target.label)
+        (key, tuple(sorted(example.target.names())))
         for key, example in zip(keys, rows, strict=True)
         if isinstance(example.target, ClassificationTarget)
     )
@@ -203,7 +203,7 @@ def _misplaced_answer(example: Example) -> str | None:
 
 
 def _classes(rows: Sequence[Example]) -> list[str]:
-    return [e.target.label for e in rows if isinstance(e.target, ClassificationTarget)]
+    return [n for e in rows if isinstance(e.target, ClassificationTarget) for n in e.target.names()]
 
 
 def _entities(rows: Sequence[Example]) -> list[str]:

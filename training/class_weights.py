@@ -28,9 +28,10 @@ def balanced(examples: Sequence[Example]) -> list[Example]:
 
 
 def _class(example: Example) -> str:
-    if not isinstance(example.target, ClassificationTarget):
+    if not isinstance(example.target, ClassificationTarget) or example.target.label is None:
         raise InvalidRequest(
-            "data.class_weights is 'balanced', but only text-classification has one class a row. Leave it unset.",
+            "data.class_weights is 'balanced', but only text-classification with one label has one class a row. "
+            "Leave it unset.",
             param="data.class_weights",
         )
     return example.target.label

@@ -253,6 +253,13 @@ class RunResult(Strict):
     metrics: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="By whose: before, after, and each baseline."
     )
+    intervals: dict[str, tuple[float, float]] = Field(
+        default_factory=dict,
+        description="Of each metric after training: 95 %, bootstrap over rows.",
+    )
+    calibration: dict[str, float] = Field(
+        default_factory=dict, description="On validation rows, as ece_before; and what was set."
+    )
     data: Report | None = Field(None, description="What the data gate said.")
     num_train_rows: int = 0
     num_test_rows: int = 0

@@ -203,7 +203,8 @@ def _example(record: Record, columns: Columns, line: int) -> Example:
     def part(model: type[BaseModel]) -> BaseModel:
         known = {name: shaped[name] for name in model.model_fields if name in shaped}
         # Nothing known: show the record's own fields, so that a misspelt one is seen.
-        return model.model_validate(known or record)
+        is_needed = any(each.is_required() for each in model.model_fields.values())
+        return model.model_validate(known or (record if is_needed else {}))
 
     try:
         return Example(part(task.Request), part(task.Target), line)

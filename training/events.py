@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from adapters.errors import HeadstockError
 from training.contract import Event, EventKind
 
 _SECONDS_BETWEEN = 0.5
@@ -37,9 +38,10 @@ class EventLog:
     def _tell(self, listener: Callable[[Event], None], event: Event) -> None:
         try:
             listener(event)
-        except (
-            Exception
-        ) as error:  # a tracker's full disk or lost server is no reason to lose a fit
+        except HeadstockError:
+            raise  # not the listener's own: a signal came meanwhile
+        except Exception as error:
+            # A tracker's full disk or lost server is no reason to lose a fit.
             self._listeners.remove(listener)
             self.emit(EventKind.WARNING, f"Tracking ended: {type(error).__name__}: {error}")
 

@@ -22,6 +22,7 @@ from adapters.tasks.catalog import AnyTask, get_task
 from adapters.tensors import canonical_digest
 from adapters.tokenizer import Tokenizer, load_tokenizer
 from training.auto import FitPlan
+from training.baselines import baselines
 from training.checkpoint import Score
 from training.contract import (
     BUNDLE_NAME,
@@ -39,6 +40,7 @@ from training.events import EventLog, Pace
 from training.export import write_weights
 from training.fitting import Fit, Hooks, paused
 from training.inputs import Inputs
+from training.resampling import Interval, intervals
 from training.setup import Metrics, Setup
 from training.trainer import Trainee
 from training.validation import Validation
@@ -73,6 +75,8 @@ class Run:
         self.log = log
         self._stop = False
         self._is_fitting = False
+        self._intervals: dict[str, Interval] = {}
+        self._calibration: dict[str, float] = {}
 
     def execute(self) -> RunResult | None:
         """Do what the config says, and return what came of it; None in a process that only helped another to fit.
@@ -112,12 +116,13 @@ class Run:
                 f"The bundle is a '{task.name}' adapter, not '{self.config.task}'.", param="task"
             )
         metrics = self._test("after", task, backbone, tokenizer, folder)
-        metrics |= _baselines(task, test)
+        metrics |= baselines(task, [], test)
         return RunResult(
             task=task.name,
             primary_metric=task.primary_metric,
             digest=bundle.digest,
             metrics=metrics,
+            intervals=self._intervals,
             num_test_rows=len(test),
             seconds=self.log.seconds,
         )
@@ -150,13 +155,15 @@ class Run:
             manifest = setup.seal(folder, metrics)
         if test:
             metrics |= self._test("after", setup.task, setup.backbone, setup.tokenizer, folder)
-            metrics |= _baselines(setup.task, test)
+            metrics |= baselines(setup.task, self.inputs.splits.train, test)
             manifest = setup.seal(folder, metrics)
         return RunResult(
             task=setup.task.name,
             primary_metric=setup.task.primary_metric,
             digest=manifest.digest,
             metrics=metrics,
+            intervals=self._intervals,
+            calibration=self._calibration,
             data=self.inputs.report,
             num_train_rows=fitted.num_rows,
             num_test_rows=len(test),
@@ -176,9 +183,17 @@ class Run:
             _, observed = predict(
                 setup.backbone, setup.task, tokenizer, folder, rows, progress.update
             )
+            targets = [row.target for row in rows]
+            before = setup.task.score(read_answers(setup.task, tokenizer, observed), targets)
             setup.task = get_task(setup.task.name, setup.task.calibrated(tokenizer, observed))
-            answers = read_answers(setup.task, tokenizer, observed)
-        return {"validation": setup.task.score(answers, [row.target for row in rows])}
+            after = setup.task.score(read_answers(setup.task, tokenizer, observed), targets)
+        self._calibration = {f"{name}_before": value for name, value in before.items()}
+        self._calibration |= {
+            name: value
+            for name, value in setup.task.options.model_dump().items()
+            if name in ("temperature", "no_answer_threshold") and value is not None
+        }
+        return {"validation": after}
 
     def _fit(self, trainee: Trainee, rows: list[Labelled], setup: Setup, world: World) -> Fitted:
         plan = setup.plan(rows)
@@ -253,15 +268,14 @@ class Run:
             answers, _ = predict(backbone, task, tokenizer, folder, test, progress.update)
         if whose == "after":
             _write_predictions(self.out / PREDICTIONS_NAME, test, answers)
-        scores = task.score(answers, [example.target for example in test])
+        tally = task.tally(answers, [example.target for example in test])
+        scores = tally.metrics()
+        if whose == "after":
+            self._intervals = intervals(tally)
         self.log.emit(
             EventKind.METRICS, f"{whose}: {scores}", of=whose, split="test", metrics=scores
         )
         return {whose: scores}
-
-
-def _baselines(task: AnyTask, test: list[Example]) -> Metrics:
-    return task.baselines([e.request for e in test], [e.target for e in test])
 
 
 def _write_predictions(path: Path, test: list[Example], answers: list[Prediction]) -> None:

@@ -117,10 +117,10 @@ class Setup:
             InvalidRequest: labels are to be smoothed, but are values.
         """
         settings = self.config.fit
-        if settings.label_smoothing and rows[0].loss == "value":
+        if settings.label_smoothing and rows[0].loss in ("value", "labels"):
             raise InvalidRequest(
-                f"fit.label_smoothing '{settings.label_smoothing}' is for classes and tokens; "
-                f"'{self.task.name}' learns values. Leave it out.",
+                f"fit.label_smoothing '{settings.label_smoothing}' is for one class of several and for tokens; "
+                f"'{self.task.name}' learns values here. Leave it out.",
                 param="fit.label_smoothing",
             )
         return plan_fit(settings, rows, self.backbone.spec.hidden_size)

@@ -107,7 +107,8 @@ def _group_key(example: Example) -> str:
 
 
 def _label(example: Example) -> str:
-    return example.target.label if isinstance(example.target, ClassificationTarget) else ""
+    target = example.target
+    return "\n".join(sorted(target.names())) if isinstance(target, ClassificationTarget) else ""
 
 
 def _hash(seed: int, key: str) -> str:

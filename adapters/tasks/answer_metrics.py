@@ -7,13 +7,13 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from math import nan
 
+from adapters.tasks.metrics import Tally, mean_tally
 from adapters.tasks.words import has_characters_for_words, split_characters
 
 
-def squad_metrics(
-    predicted: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, float]:
+def squad_tally(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """Return exact match and token F1, the best over each question's references; of all, and by kind of question.
 
     As SQuAD's own evaluate-v2.0.py (Rajpurkar et al., arXiv 1806.03822): a question without references is answered
@@ -21,16 +21,14 @@ def squad_metrics(
     """
     exact = [best_exact_match(p, refs) for p, refs in zip(predicted, references, strict=True)]
     f1 = [best_f1(p, refs) for p, refs in zip(predicted, references, strict=True)]
-    scores = {"exact_match": _mean(exact), "f1": _mean(f1)}
+    values = {"exact_match": exact, "f1": f1}
     kinds = {"has_answer": [bool(refs) for refs in references]}
     kinds["no_answer"] = [not has for has in kinds["has_answer"]]
-    if not any(kinds["no_answer"]):
-        return scores
     for name, is_kind in kinds.items():
-        if any(is_kind):
-            scores[f"{name}_exact_match"] = _mean(_only(exact, is_kind))
-            scores[f"{name}_f1"] = _mean(_only(f1, is_kind))
-    return scores
+        if any(kinds["no_answer"]) and any(is_kind):
+            values[f"{name}_exact_match"] = _only(exact, is_kind)
+            values[f"{name}_f1"] = _only(f1, is_kind)
+    return mean_tally(values)
 
 
 def best_exact_match(predicted: str, references: Sequence[str]) -> float:
@@ -73,8 +71,5 @@ def _usable(references: Sequence[str]) -> Sequence[str]:
 
 
 def _only(values: Sequence[float], is_kind: Sequence[bool]) -> list[float]:
-    return [value for value, is_one in zip(values, is_kind, strict=True) if is_one]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))
+    """Return the values of one kind of row, NaN for the others."""
+    return [value if is_one else nan for value, is_one in zip(values, is_kind, strict=True)]

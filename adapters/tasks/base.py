@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.errors import TextTooLong
+from adapters.tasks.metrics import Tally
 from adapters.tokenizer import Tokenizer, Tokens
 
 # A text of more code points per token than this is refused or cut before it is tokenized, which costs time and
@@ -43,7 +44,7 @@ class TaskParameters(Strict):
 
 
 Pooling = Literal["first", "last", "mean"]
-Loss = Literal["choice", "value", "tags"]
+Loss = Literal["choice", "value", "tags", "labels"]
 NO_LABEL = -100  # what cross entropy passes over
 # The kinds of backbone. An encoder has no language head, so it can't write.
 FAMILIES = ("decoder", "encoder", "encoder-decoder")
@@ -85,10 +86,10 @@ class Labelled:
 
     Args:
         labels: for ``choice`` a class index, a start and an end token, or the completion's token ids (which
-            then also end ``token_ids``); for ``value`` one number; for ``tags`` a class index for each
-            token, `NO_LABEL` where there is none.
+            then also end ``token_ids``); for ``value`` one number; for ``labels`` a 0 or 1 for each class; for
+            ``tags`` a class index for each token, `NO_LABEL` where there is none.
         loss: whether the head chooses (among classes, tokens of the row, or the vocabulary), gives a
-            value, or tags tokens.
+            value, calls any number of classes right, or tags tokens.
         no_answer: a token that a start and an end may be besides those in ``read``, see `Encoded`.
         weight: of its loss, where it is a class of the row; the mean over a data set is 1.
     """
@@ -276,13 +277,17 @@ class Task(ABC, Generic[OptionsT, RequestT, TargetT, ParametersT]):
         return self.options.model_dump()
 
     @abstractmethod
-    def score(
-        self, predictions: Sequence[dict[str, Any]], targets: Sequence[TargetT]
-    ) -> dict[str, float]:
-        """Return the task's metrics, among them ``primary_metric``, of which more is better.
+    def tally(self, predictions: Sequence[dict[str, Any]], targets: Sequence[TargetT]) -> Tally:
+        """Return what each answer adds to the task's metrics, among them ``primary_metric``: more of it is better.
 
         They go from 0 to 1, but for correlations (from -1) and errors in the data's own unit.
         """
+
+    def score(
+        self, predictions: Sequence[dict[str, Any]], targets: Sequence[TargetT]
+    ) -> dict[str, float]:
+        """Return the task's metrics of answers."""
+        return self.tally(predictions, targets).metrics()
 
     def baselines(
         self, requests: Sequence[RequestT], targets: Sequence[TargetT]

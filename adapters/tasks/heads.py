@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear, mse_loss
 
 from adapters.tasks.base import NO_LABEL, HeadSpec, Labelled
 
@@ -66,8 +66,9 @@ def row_loss(
 ) -> tuple[Tensor, int]:
     """Return the summed loss of a pack's rows and the number of labels in the sum.
 
-    Squared error of a value; cross entropy of the class, of each tag, of the start and end token among those
-    that can be one, or of each completion token; vocabulary logits are made only where a label is.
+    Squared error of a value; binary cross entropy of each label; cross entropy of the class, of each tag, of the
+    start and end token among those that can be one, or of each completion token; vocabulary logits are made only
+    where a label is.
 
     Args:
         smoothing: share of a label's weight that all its classes get alike (Szegedy et al., arXiv 1512.00567).
@@ -78,6 +79,10 @@ def row_loss(
     if rows[0].loss == "value":
         values = torch.tensor([row.labels for row in rows], device=logits.device)
         return mse_loss(logits, values, reduction="sum"), len(rows)
+    if rows[0].loss == "labels":
+        marks = torch.tensor([row.labels for row in rows], device=logits.device)
+        loss = binary_cross_entropy_with_logits(logits, marks, reduction="sum")
+        return loss, marks.numel()
     if rows[0].loss == "tags":
         return _tag_loss(logits, rows, smoothing)
     if head.spec.kind == "sequence":

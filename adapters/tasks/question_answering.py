@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from adapters.errors import InvalidData, InvalidRequest, TextTooLong
-from adapters.tasks.answer_metrics import best_f1, squad_metrics
+from adapters.tasks.answer_metrics import best_f1, squad_tally
 from adapters.tasks.answer_spans import AnswerSpan, best_of_windows, tune_threshold
 from adapters.tasks.base import (
     Encoded,
@@ -25,6 +25,7 @@ from adapters.tasks.base import (
     encode_prompt,
     fit_prompt,
 )
+from adapters.tasks.metrics import Tally
 from adapters.tasks.windows import Window, fit_windows, readable
 from adapters.tokenizer import Tokenizer, Tokens
 
@@ -236,17 +237,19 @@ class QuestionAnswering(Task[AnsweringOptions, AnsweringRequest, AnsweringTarget
         f1_if_not = [best_f1("", refs) for refs in references]
         return {**options, "no_answer_threshold": tune_threshold(scores, f1, f1_if_not)}
 
-    def score(
+    def tally(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[AnsweringTarget]
-    ) -> dict[str, float]:
-        return squad_metrics([p["answer"] for p in predictions], [t.texts() for t in targets])
+    ) -> Tally:
+        return squad_tally([p["answer"] for p in predictions], [t.texts() for t in targets])
 
     def baselines(
         self, requests: Sequence[AnsweringRequest], targets: Sequence[AnsweringTarget]
     ) -> dict[str, dict[str, float]]:
         if all(target.answers for target in targets):
             return {}
-        return {"never_answer": squad_metrics([""] * len(targets), [t.texts() for t in targets])}
+        return {
+            "never_answer": squad_tally([""] * len(targets), [t.texts() for t in targets]).metrics()
+        }
 
 
 def _prompt(tokenizer: Tokenizer, question: str, context: str, *, may_lack: bool) -> Prompt:

@@ -17,7 +17,7 @@ from adapters.tasks.base import (
     Task,
     TaskParameters,
 )
-from adapters.tasks.metrics import regression_metrics
+from adapters.tasks.metrics import Tally, regression_tally
 from adapters.tasks.templates import TemplateOptions, TextRequest, encode_text, sequence_head
 from adapters.tokenizer import Tokenizer
 
@@ -88,13 +88,13 @@ class Regression(Task[RegressionOptions, TextRequest, RegressionTarget, TaskPara
         assert output.logits is not None
         return {"score": float(output.logits[0]) * self.options.std + self.options.mean}
 
-    def score(
+    def tally(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[RegressionTarget]
-    ) -> dict[str, float]:
-        return regression_metrics([p["score"] for p in predictions], [t.score for t in targets])
+    ) -> Tally:
+        return regression_tally([p["score"] for p in predictions], [t.score for t in targets])
 
     def baselines(
         self, requests: Sequence[TextRequest], targets: Sequence[RegressionTarget]
     ) -> dict[str, dict[str, float]]:
         scores = [target.score for target in targets]
-        return {"mean": regression_metrics([self.options.mean] * len(scores), scores)}
+        return {"mean": regression_tally([self.options.mean] * len(scores), scores).metrics()}

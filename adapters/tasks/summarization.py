@@ -16,7 +16,7 @@ from adapters.tasks.generation import (
     InstructedTask,
     InstructionOptions,
 )
-from adapters.tasks.metrics import rouge_metrics
+from adapters.tasks.metrics import Tally, rouge_tally
 from adapters.tasks.pieces import join_texts, split_text
 from adapters.tokenizer import Tokenizer
 
@@ -141,10 +141,10 @@ class Summarization(
     def completion(self, target: SummarizationTarget) -> str:
         return target.summary
 
-    def score(
+    def tally(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[SummarizationTarget]
-    ) -> dict[str, float]:
-        return rouge_metrics([p["summary"] for p in predictions], [t.summary for t in targets])
+    ) -> Tally:
+        return rouge_tally([p["summary"] for p in predictions], [t.summary for t in targets])
 
     def baselines(
         self,
@@ -152,7 +152,7 @@ class Summarization(
         targets: Sequence[SummarizationTarget],
     ) -> dict[str, dict[str, float]]:
         leads = [first_sentence(request.text) for request in requests]
-        return {"lead_1": rouge_metrics(leads, [target.summary for target in targets])}
+        return {"lead_1": rouge_tally(leads, [target.summary for target in targets]).metrics()}
 
 
 def _takes_parts(parameters: GenerationParameters) -> bool:

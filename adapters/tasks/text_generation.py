@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from adapters.tasks.base import Prompt, Strict
 from adapters.tasks.generation import GenerationOptions, WritingTask
-from adapters.tasks.metrics import completion_metrics
+from adapters.tasks.metrics import Tally, completion_tally
 from adapters.tasks.prompts import Message, conversation_prompt
 from adapters.tokenizer import Tokenizer
 
@@ -72,7 +72,7 @@ class TextGeneration(
     def clean(self, text: str) -> str:
         return text  # blanks matter where a prompt is gone on with
 
-    def score(
+    def tally(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[TextGenerationTarget]
-    ) -> dict[str, float]:
-        return completion_metrics([p["text"] for p in predictions], [t.completion for t in targets])
+    ) -> Tally:
+        return completion_tally([p["text"] for p in predictions], [t.completion for t in targets])

@@ -22,7 +22,7 @@ from adapters.tasks.base import (
     TaskParameters,
     fit_prompt,
 )
-from adapters.tasks.metrics import span_metrics
+from adapters.tasks.metrics import Tally, span_tally
 from adapters.tasks.windows import Window, fit_windows, readable
 from adapters.tasks.words import Place, Span, join_words, read_spans, split_words, write_tags
 from adapters.tokenizer import Tokenizer, Tokens
@@ -208,13 +208,13 @@ class TokenClassification(Task[TaggingOptions, TaggingRequest, TaggingTarget, Ta
         text, _ = _words_of(request)
         return {"entities": [_entity(text, span, places, scores) for span in read_spans(tags)]}
 
-    def score(
+    def tally(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[TaggingTarget]
-    ) -> dict[str, float]:
+    ) -> Tally:
         predicted = [
             _tags_of(p["entities"], t.tokens) for p, t in zip(predictions, targets, strict=True)
         ]
-        return span_metrics(predicted, [target.tags for target in targets])
+        return span_tally(predicted, [target.tags for target in targets])
 
 
 def _param(request: TaggingRequest) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from adapters.tasks.base import Strict
 from adapters.tasks.generation import MAX_NEW_TOKENS, InstructedTask, InstructionOptions
-from adapters.tasks.metrics import translation_metrics
+from adapters.tasks.metrics import Tally, translation_tally
 
 
 class TranslationOptions(InstructionOptions):
@@ -45,10 +45,10 @@ class Translation(InstructedTask[TranslationOptions, TranslationRequest, Transla
     def completion(self, target: TranslationTarget) -> str:
         return target.target
 
-    def score(
+    def tally(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[TranslationTarget]
-    ) -> dict[str, float]:
-        return translation_metrics(
+    ) -> Tally:
+        return translation_tally(
             [p["translation"] for p in predictions], [t.target for t in targets]
         )
 
@@ -56,4 +56,6 @@ class Translation(InstructedTask[TranslationOptions, TranslationRequest, Transla
         self, requests: Sequence[TranslationRequest], targets: Sequence[TranslationTarget]
     ) -> dict[str, dict[str, float]]:
         sources = [request.source for request in requests]
-        return {"source": translation_metrics(sources, [target.target for target in targets])}
+        return {
+            "source": translation_tally(sources, [target.target for target in targets]).metrics()
+        }

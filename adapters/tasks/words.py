@@ -10,9 +10,12 @@ from dataclasses import dataclass
 Place = tuple[int, int]
 
 # Chinese and Japanese set no blanks between words, so each character is one.
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CHUNK = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
-_CHARACTER = re.compile(f"([{_CJK}])")
+KANA = "\u3040-\u30ff"
+CJK = KANA + "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CHUNK = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
+_CHARACTER = re.compile(f"([{CJK}])")
+# Thai, Lao, Burmese and Khmer set none either.
+_UNSPACED = re.compile(rf"[{CJK}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 # They begin words of their own kind: a user, a topic, a price.
 _LEADING = "@#$€£"
 
@@ -45,6 +48,11 @@ def split_words(text: str) -> list[Place]:
 def has_characters_for_words(text: str) -> bool:
     """Tell whether a text holds Chinese or Japanese characters."""
     return _CHARACTER.search(text) is not None
+
+
+def is_unspaced(text: str) -> bool:
+    """Tell whether a text is written, for more than a third, in scripts that set no blanks between words."""
+    return len(_UNSPACED.findall(text)) > len(text) / 3
 
 
 def split_characters(text: str) -> str:

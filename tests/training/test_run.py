@@ -290,3 +290,39 @@ def test_data_that_can_not_be_divided_so_is_refused(tmp_path, config, data, said
     done = run(tmp_path, config)
     assert done.returncode == ExitCode.BAD_INPUT
     assert said in done.stderr
+
+
+def test_a_run_with_several_labels_a_text_learns_them_and_sets_thresholds(tmp_path, config):
+    words = {"good": "praise", "bad": "blame", "long": "length"}
+    rows = [
+        {
+            "text": " ".join(w for k, w in enumerate(words) if i >> k & 1) + f" film {i}",
+            "labels": [label for k, label in enumerate(words.values()) if i >> k & 1],
+        }
+        for i in range(40)
+    ]
+    config["data"] = {
+        "train": write(tmp_path / "rows.jsonl", rows),
+        "validation_share": 0.2,
+        "test_share": 0.2,
+    }
+    config["fit"] = {"learning_rate": 0.01, "batch_tokens": 64, "epochs": 20}
+    done = run(tmp_path, {**config, "evaluate_untrained": False})
+    assert done.returncode == ExitCode.DONE, done.stderr
+    result = RunResult.model_validate_json((tmp_path / "out" / "result.json").read_text())
+    assert result.metrics["after"]["micro_f1"] > 0.8 > result.metrics["majority"]["micro_f1"]
+    manifest = json.loads((tmp_path / "out" / "bundle" / "manifest.json").read_text())
+    assert manifest["options"]["multi_label"] is True
+    assert set(manifest["options"]["thresholds"]) == set(words.values())
+    low, high = result.intervals["micro_f1"]
+    assert low <= result.metrics["after"]["micro_f1"] <= high
+
+
+def test_a_run_with_validation_rows_calibrates_its_scores(tmp_path, config):
+    config["data"]["validation"] = write(tmp_path / "validation.jsonl", GOOD[:10])
+    assert run(tmp_path, config).returncode == ExitCode.DONE
+    result = RunResult.model_validate_json((tmp_path / "out" / "result.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "bundle" / "manifest.json").read_text())
+    assert manifest["options"]["temperature"] == result.calibration["temperature"] != 1
+    assert result.metrics["validation"]["ece"] <= result.calibration["ece_before"]
+    assert set(result.metrics) >= {"before", "after", "majority", "tfidf", "validation"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.tasks.answer_metrics import normalize, squad_metrics, token_f1
+from adapters.tasks.answer_metrics import normalize, squad_tally, token_f1
 
 WORDS = ["the", "The", "an", "A", "cat", "Cat,", "cats", "sat", "1843", "U.S.", "été", "-", "''"]
 phrases = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
@@ -55,7 +55,7 @@ def mean(values):
 )
 def test_answers_score_as_squads_own_script_scores_them(rows):
     answers = [refs for _, refs in rows]
-    ours = squad_metrics([p for p, _ in rows], answers)
+    ours = squad_tally([p for p, _ in rows], answers).metrics()
     exact, f1 = v2_scores([p for p, _ in rows], answers)
     expected = {"exact_match": mean(exact), "f1": mean(f1)}
     if not all(answers):
@@ -68,7 +68,7 @@ def test_answers_score_as_squads_own_script_scores_them(rows):
 
 
 def test_a_question_without_an_answer_wants_an_empty_one():
-    scores = squad_metrics(["", "Ada", "Ada"], [[], [], ["Ada"]])
+    scores = squad_tally(["", "Ada", "Ada"], [[], [], ["Ada"]]).metrics()
     assert scores == {
         "exact_match": pytest.approx(2 / 3),
         "f1": pytest.approx(2 / 3),
@@ -115,4 +115,4 @@ def test_articles_leave_an_answer_only_as_whole_words():
 
 def test_predictions_and_references_of_different_number_are_an_error():
     with pytest.raises(ValueError, match="shorter"):
-        squad_metrics(["a", "b"], [["a"]])
+        squad_tally(["a", "b"], [["a"]])

@@ -1,0 +1,68 @@
+"""Bootstrap intervals: those of scipy on a mean, and fast on many rows."""
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from adapters.tasks.catalog import get_task, task_class
+from adapters.tasks.metrics import classification_tally, mean_tally
+from training.baselines import baselines
+from training.data import Example
+from training.resampling import intervals
+
+
+def test_an_interval_of_a_mean_is_scipys():
+    values = np.random.default_rng(1).normal(size=200)
+    (low, high) = intervals(mean_tally({"x": values.tolist()}))["x"]
+    theirs = bootstrap((values,), np.mean, method="percentile", rng=2).confidence_interval
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert low < values.mean() < high
+
+
+def test_intervals_are_seeded_hold_the_metric_and_narrow_with_rows():
+    def of(num):
+        return classification_tally(["a", "b", "b", "a"] * num, ["a", "b", "a", "a"] * num)
+
+    assert intervals(of(20)) == intervals(of(20))
+    widths = []
+    for num in (20, 500):
+        found = intervals(of(num))
+        metrics = of(num).metrics()
+        assert all(low <= metrics[name] <= high for name, (low, high) in found.items())
+        widths.append(found["accuracy"][1] - found["accuracy"][0])
+    assert widths[1] < widths[0] / 3
+    assert intervals(classification_tally([], [])) == {}
+
+
+def test_the_text_baseline_is_scikit_learns_on_the_same_rows():
+    cls = task_class("text-classification")
+    words = [("good fine", "+"), ("bad awful", "-")]
+    rows = [
+        Example(cls.Request(text=f"{words[i % 2][0]} {i}"), cls.Target(label=words[i % 2][1]), i)
+        for i in range(30)
+    ]
+    task = get_task("text-classification", {"labels": ["+", "-"]})
+    found = baselines(task, rows[:20], rows[20:])
+    assert set(found) == {"majority", "tfidf"}
+    vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+    model = LogisticRegression(max_iter=1000, C=10)
+    model.fit(
+        vectors.fit_transform([e.request.text for e in rows[:20]]),
+        [e.target.label for e in rows[:20]],
+    )
+    expected = model.predict(vectors.transform([e.request.text for e in rows[20:]]))
+    right = np.mean(expected == [e.target.label for e in rows[20:]])
+    assert found["tfidf"]["accuracy"] == pytest.approx(right)
+    assert set(baselines(task, [], rows)) == {"majority"}
+
+
+def test_a_score_and_a_text_without_blanks_have_a_baseline_too():
+    cls = task_class("regression")
+    rows = [
+        Example(cls.Request(text="好" * (1 + i % 5) + "坏"), cls.Target(score=float(i % 5)), i)
+        for i in range(30)
+    ]
+    task = get_task("regression", {"mean": 2.0, "std": 1.0})
+    assert baselines(task, rows[:20], rows[20:])["tfidf"]["pearson"] > 0.9

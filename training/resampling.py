@@ -1,0 +1,37 @@
+"""How sure a metric is: intervals by the bootstrap over rows (Efron 1979), from what each row adds to the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from adapters.tasks.metrics import Array, Tally
+
+Interval = tuple[float, float]
+_RESAMPLES = 1000
+_NUMBERS = 2_000_000  # at a time, so that many rows take no more memory
+
+
+def intervals(tally: Tally, *, seed: int = 0, level: float = 0.95) -> dict[str, Interval]:
+    """Return each metric's percentile interval over 1,000 resamples of the rows; none for no rows."""
+    if not tally.num_rows:
+        return {}
+    tails = [50 * (1 - level), 50 * (1 + level)]
+    values: dict[str, list[Array]] = {}
+    for counts_RN in _resamples(tally.num_rows, seed):
+        for name, value_R in tally.weigh(counts_RN).items():
+            values.setdefault(name, []).append(value_R)
+    bounds = {name: np.percentile(np.concatenate(each), tails) for name, each in values.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+
+
+def _resamples(num_rows: int, seed: int) -> Iterator[Array]:
+    """Yield how often each row is drawn, some resamples at a time."""
+    rng = np.random.default_rng(seed)
+    size = max(1, _NUMBERS // num_rows)
+    for start in range(0, _RESAMPLES, size):
+        drawn = rng.multinomial(
+            num_rows, np.full(num_rows, 1 / num_rows), min(size, _RESAMPLES - start)
+        )
+        yield drawn.astype(np.float64)

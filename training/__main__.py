@@ -34,6 +34,7 @@ from training.contract import (
 )
 from training.events import EventLog
 from training.inputs import read_inputs
+from training.report import write_report
 from training.tracking import TENSORBOARD_NAME, mlflow_tracker, tensorboard_tracker
 
 
@@ -100,6 +101,14 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
         return ExitCode.DONE
     (out / RESULT_NAME).write_text(result.model_dump_json(indent=2) + "\n")
     (out / CHECKPOINT_NAME).unlink(missing_ok=True)
+    if config.action != "estimate":
+        write_report(out, config, result)
+    if result.problems and config.must_learn:
+        log.emit(EventKind.FAILED, result.problems[0], code="did_not_learn")
+        print(f"Error: {result.problems[0]}", file=sys.stderr)
+        return ExitCode.FAILED
+    for problem in result.problems:
+        log.emit(EventKind.WARNING, problem)
     log.emit(EventKind.FINISHED, "Finished", result=result.model_dump())
     return ExitCode.DONE
 

@@ -186,6 +186,9 @@ class RunConfig(Strict):
     parent: str | None = Field(None, description="Folder of a bundle to go on from.")
     bundle: str | None = Field(None, description="Folder of the bundle to evaluate.")
     evaluate_untrained: bool = Field(False, description="Also test before training.")
+    must_learn: bool = Field(
+        True, description="Fail if nothing was learned, or the saved bundle lost it."
+    )
 
     @model_validator(mode="after")
     def _check_decay(self) -> RunConfig:
@@ -261,6 +264,9 @@ class RunResult(Strict):
         default_factory=dict, description="On validation rows, as ece_before; and what was set."
     )
     data: Report | None = Field(None, description="What the data gate said.")
+    problems: list[str] = Field(
+        default_factory=list, description="Why the bundle is not worth serving; none if it is."
+    )
     num_train_rows: int = 0
     num_test_rows: int = 0
     num_tokens: int = 0

@@ -28,6 +28,7 @@ from adapters.dtype import Quantization
 from adapters.errors import InvalidBundle
 from adapters.tasks.catalog import AnyTask
 from training.contract import LoraSettings
+from training.model_card import model_card
 from training.trainer import Trainee
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "headstock")
@@ -127,29 +128,5 @@ def seal(
         metrics=metrics,
         lineage=lineage,
     )
-    (folder / CARD_FILE).write_text(_card(manifest))
+    (folder / CARD_FILE).write_text(model_card(manifest))
     return manifest
-
-
-def _card(manifest: Manifest) -> str:
-    rows = "\n".join(
-        f"| {whose} | {name} | {value:.4f} |"
-        for whose, values in manifest.metrics.items()
-        for name, value in values.items()
-    )
-    return f"""---
-library_name: peft
-pipeline_tag: {manifest.task}
-base_model: {manifest.backbone.name}
-tags: [lora, headstock]
----
-
-# A `{manifest.task}` adapter
-
-LoRA weights with a task head for the frozen backbone `{manifest.backbone.name}`, made by Headstock.
-Digest `{manifest.digest}`.
-
-| of | metric | value |
-|---|---|---|
-{rows}
-"""

@@ -26,6 +26,18 @@ def intervals(tally: Tally, *, seed: int = 0, level: float = 0.95) -> dict[str, 
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 
+def row_scores(tally: Tally, metric: str) -> list[float]:
+    """Return a metric of each row alone."""
+    values: list[float] = []
+    size = max(1, _NUMBERS // max(1, tally.num_rows))
+    for start in range(0, tally.num_rows, size):
+        end = min(start + size, tally.num_rows)
+        alone_RN = np.zeros((end - start, tally.num_rows))
+        alone_RN[np.arange(end - start), np.arange(start, end)] = 1
+        values += tally.weigh(alone_RN)[metric].tolist()
+    return values
+
+
 def _resamples(num_rows: int, seed: int) -> Iterator[Array]:
     """Yield how often each row is drawn, some resamples at a time."""
     rng = np.random.default_rng(seed)

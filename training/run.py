@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from adapters.bundle import load_bundle
 from adapters.errors import InvalidRequest
 from adapters.tasks.base import Labelled
 from adapters.tasks.catalog import AnyTask, get_task
+from adapters.tasks.metrics import Tally
 from adapters.tensors import canonical_digest
 from adapters.tokenizer import Tokenizer, load_tokenizer
 from training.auto import FitPlan
@@ -40,10 +41,11 @@ from training.events import EventLog, Pace
 from training.export import write_weights
 from training.fitting import Fit, Hooks, paused
 from training.inputs import Inputs
-from training.resampling import Interval, intervals
+from training.resampling import Interval, intervals, row_scores
 from training.setup import Metrics, Setup
 from training.trainer import Trainee
 from training.validation import Validation
+from training.verdict import lost_to_baselines, lost_weights, take_witness, unchanged_weights
 from training.world import World
 
 
@@ -147,6 +149,8 @@ class Run:
             return None
         folder = self.out / BUNDLE_NAME
         write_weights(trainee, folder)
+        problems = [*unchanged_weights(trainee)]
+        witness, has_head = take_witness(trainee, rows), trainee.head is not None
         trainee.release()
         # Sealed again after each of the next two: the engine takes sealed bundles only. Metrics are not in the digest.
         manifest = setup.seal(folder, metrics)
@@ -157,10 +161,13 @@ class Run:
             metrics |= self._test("after", setup.task, setup.backbone, setup.tokenizer, folder)
             metrics |= baselines(setup.task, self.inputs.splits.train, test)
             manifest = setup.seal(folder, metrics)
+        problems += lost_weights(witness, setup.backbone, folder, has_head)
+        problems += self._lost(setup.task, metrics)
         return RunResult(
             task=setup.task.name,
             primary_metric=setup.task.primary_metric,
             digest=manifest.digest,
+            problems=problems,
             metrics=metrics,
             intervals=self._intervals,
             calibration=self._calibration,
@@ -174,6 +181,16 @@ class Run:
             peak_bytes=peak_bytes(setup.backbone.device),
             estimate=find_estimate(self.out, self.config),
         )
+
+    def _lost(self, task: AnyTask, metrics: Metrics) -> Iterator[str]:
+        """Yield the baselines that were not beaten, on validation rows or, without them, test rows."""
+        rows, split = self.inputs.validation, "validation"
+        if not rows:
+            rows, split = self.inputs.test, "after"
+        if rows:
+            simple = task.baselines([e.request for e in rows], [e.target for e in rows])
+            name = "test" if split == "after" else split
+            yield from lost_to_baselines(task, name, metrics[split], simple)
 
     def _calibrate(self, setup: Setup, folder: Path) -> Metrics:
         """Let the validation rows decide what is theirs to decide, such as a threshold; returns their metrics."""
@@ -266,21 +283,35 @@ class Run:
         progress = self.log.progress(f"test {whose}", len(test))
         with self.log.stage(f"test {whose}", f"Testing on {len(test)} rows, {whose} training"):
             answers, _ = predict(backbone, task, tokenizer, folder, test, progress.update)
-        if whose == "after":
-            _write_predictions(self.out / PREDICTIONS_NAME, test, answers)
         tally = task.tally(answers, [example.target for example in test])
         scores = tally.metrics()
         if whose == "after":
             self._intervals = intervals(tally)
+            _write_predictions(self.out / PREDICTIONS_NAME, test, answers, _row_scores(task, tally))
         self.log.emit(
             EventKind.METRICS, f"{whose}: {scores}", of=whose, split="test", metrics=scores
         )
         return {whose: scores}
 
 
-def _write_predictions(path: Path, test: list[Example], answers: list[Prediction]) -> None:
+def _row_scores(task: AnyTask, tally: Tally) -> list[float]:
+    """Return how good each answer is by itself, more being better."""
+    if task.primary_metric == "pearson":  # one row does not correlate
+        return [-error for error in row_scores(tally, "rmse")]
+    return row_scores(tally, task.primary_metric)
+
+
+def _write_predictions(
+    path: Path, test: list[Example], answers: list[Prediction], scores: list[float]
+) -> None:
     lines: list[dict[str, Any]] = [
-        {"line": e.line, **e.request.model_dump(), **e.target.model_dump(), "prediction": answer}
-        for e, answer in zip(test, answers, strict=True)
+        {
+            "line": e.line,
+            **e.request.model_dump(),
+            **e.target.model_dump(),
+            "prediction": answer,
+            "row_metric": round(score, 6),
+        }
+        for e, answer, score in zip(test, answers, scores, strict=True)
     ]
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

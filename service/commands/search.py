@@ -61,6 +61,7 @@ def sweep(
         )
     settings = load(home=home, backbone=backbone)
     base = {
+        "must_learn": False,  # the table shows those that did not
         "task": task,
         "options": options_from(option or []),
         "backbone": settings.backbone,
@@ -108,6 +109,7 @@ def compare(
     settings = load(home=home)
     names = {backbone_name(each): each for each in backbone or list(PACKAGED)}
     base = {
+        "must_learn": False,  # the table shows those that did not
         "task": task,
         "options": options_from(option or []),
         "data": {

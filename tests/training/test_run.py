@@ -326,3 +326,17 @@ def test_a_run_with_validation_rows_calibrates_its_scores(tmp_path, config):
     assert manifest["options"]["temperature"] == result.calibration["temperature"] != 1
     assert result.metrics["validation"]["ece"] <= result.calibration["ece_before"]
     assert set(result.metrics) >= {"before", "after", "majority", "tfidf", "validation"}
+
+
+def test_a_run_that_learned_nothing_fails_with_the_reason_and_leaves_its_report(tmp_path, config):
+    config["fit"] = {"learning_rate": 1e-9, "epochs": 1}
+    config["evaluate_untrained"] = False
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.FAILED
+    assert "baseline 'majority'" in done.stderr
+    last = events(tmp_path)[-1]
+    assert (last.kind, last.data["code"]) == (EventKind.FAILED, "did_not_learn")
+    assert "baseline" in (tmp_path / "out" / "report.html").read_text()
+    done = run(tmp_path, {**config, "must_learn": False})
+    assert done.returncode == ExitCode.DONE, done.stderr
+    assert events(tmp_path)[-2].kind == EventKind.WARNING

@@ -1,0 +1,128 @@
+"""The report: what it holds, that text from outside is only text, and pictures of every form of data."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+
+from adapters.bundle import BackboneReference, Lineage, Manifest
+from training.contract import EventKind, RunConfig, RunResult
+from training.events import EventLog
+from training.model_card import model_card
+from training.plots import curve_plot, matrix_plot
+from training.report import confusion, write_report
+
+EVIL = "<script>alert('1')</script> $x$ & \"quotes\""
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def write_run(out, labels, result=None):
+    log = EventLog(out / "events.jsonl")
+    progress = log.progress("fit", 2)
+    progress.update(2, loss=0.5, learning_rate=1e-3)
+    log.emit(
+        EventKind.METRICS,
+        "",
+        of="fit",
+        split="validation",
+        step=2,
+        metrics={"loss": 1.0, "f1": 0.5},
+    )
+    lines = [
+        {
+            "line": i + 1,
+            "text": f"{EVIL} {i}",
+            "label": label,
+            "prediction": {"label": labels[0], "score": 0.5 + i / 100, "scores": {}},
+            "row_metric": float(label == labels[0]),
+        }
+        for i, label in enumerate(labels)
+    ]
+    (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = RunConfig.model_validate({"task": "text-classification", "data": {"train": EVIL}})
+    result = result or RunResult(
+        task="text-classification",
+        primary_metric="accuracy",
+        digest="d" * 64,
+        metrics={"after": {"accuracy": 0.5}, "majority": {"accuracy": 0.4}},
+        intervals={"accuracy": (0.4, 0.6)},
+        problems=[EVIL],
+    )
+    return write_report(out, config, result)
+
+
+def test_the_page_shows_everything_and_text_from_outside_stays_text(tmp_path):
+    path = write_run(tmp_path, [EVIL, "b", "b"])
+    page = Tags()
+    page.feed(path.read_text())
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 3
+    text = "".join(page.text)
+    assert text.count(EVIL) >= 4
+    assert "0.5000 (0.400 to 0.600)" in text
+    assert "Confusion" in text
+    assert "http" not in path.read_text().replace("http://www.w3.org", "").split("<svg")[0]
+
+
+def test_the_json_holds_curves_confusion_and_the_worst_answers(tmp_path):
+    write_run(tmp_path, ["a", "b", "b"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report) == {"config", "result", "curves", "worst", "confusion"}
+    assert report["curves"]["loss"] == [[2, 0.5]]
+    assert report["curves"]["validation f1"] == [[2, 0.5]]
+    assert [row["line"] for row in report["worst"]] == [3, 2, 1]  # the surest mistake first
+    assert report["confusion"] == {"labels": ["a", "b"], "counts": [[1, 0], [2, 0]]}
+
+
+def test_of_many_classes_the_rare_ones_are_one():
+    pairs = [(f"class {i:02}", f"class {i:02}") for i in range(30) for _ in range(40 - i)]
+    found = confusion([*pairs, ("class 00", None)])
+    assert found["labels"][-1] == "other"
+    assert len(found["labels"]) == 26
+    assert sum(map(sum, found["counts"])) == len(pairs) + 1
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["$x", "^{"], ["北京", "a" * 80]])
+def test_pictures_are_whole_svgs_whatever_their_names(names):
+    for text in (
+        matrix_plot(names, [[1, 0], [0, 2]]),
+        curve_plot({name: [(1, 2.0), (2, 1.0)] for name in names}, "loss"),
+    ):
+        assert ElementTree.fromstring(text.strip()).tag.endswith("svg")
+
+
+def test_the_card_is_what_the_hub_reads():
+    manifest = Manifest.model_validate(
+        {
+            "task": "text-classification",
+            "options": {},
+            "head": None,
+            "backbone": BackboneReference(name="b: {x}", fingerprint="f" * 64, tokenizer="t" * 64),
+            "files": {},
+            "metrics": {"after": {"accuracy": 0.75}, "majority": {"accuracy": 0.5}},
+            "lineage": Lineage(data={"test": "s" * 64}, seed=3),
+            "digest": "d" * 64,
+        }
+    )
+    card = model_card(manifest)
+    _, header, body = card.split("---\n", 2)
+    read = yaml.safe_load(header)
+    assert read["base_model"] == "b: {x}"
+    (results,) = read["model-index"][0]["results"]
+    assert results["metrics"] == [{"type": "accuracy", "value": 0.75}]
+    assert results["dataset"]["revision"] == "s" * 64
+    assert "PeftModel.from_pretrained" in body
+    assert "| majority | accuracy | 0.5000 |" in body

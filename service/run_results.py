@@ -7,6 +7,16 @@ from collections.abc import Iterator
 from training.contract import Band, Estimate, RunResult
 
 
+def metric_lines(result: RunResult) -> Iterator[str]:
+    """Yield each set of metrics, and how sure the primary one is after training."""
+    for whose, metrics in result.metrics.items():
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        yield f"{whose:10} {shown}"
+    interval = result.intervals.get(result.primary_metric)
+    if interval:
+        yield f"{'':10} 95 % of {result.primary_metric}: {interval[0]:.4f} to {interval[1]:.4f}"
+
+
 def estimate_lines(result: RunResult) -> Iterator[str]:
     """Yield what a dry run expects; after a run, how that compares with what it took."""
     estimate = result.estimate

@@ -9,6 +9,7 @@ import typer.main
 
 from service.cli import app
 from service.settings import Settings
+from training.contract import RunConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,6 +22,21 @@ def test_each_setting_stands_in_the_readme_with_default_and_description(name):
     if field.default_factory is not None:
         default = "`~/.local/share/headstock`"
     assert f"| `HEADSTOCK_{name.upper()}` | {default} | {field.description or ''} |" in README
+
+
+def run_fields():
+    """Yield each field of a run's sections, by its path."""
+    for section in ("data", "lora", "fit"):
+        model = RunConfig.model_fields[section].annotation
+        for name, field in model.model_fields.items():
+            yield f"{section}.{name}", field
+
+
+@pytest.mark.parametrize(("path", "field"), run_fields())
+def test_each_field_of_a_run_stands_in_the_readme_with_default_and_description(path, field):
+    default = None if field.default_factory is not None else field.default
+    shown = "" if default is None else f"`{default}`"
+    assert f"| `{path}` | {shown} | {field.description or ''} |" in README
 
 
 def sources():

@@ -25,6 +25,7 @@ UNTRAINED_NAME = "untrained"
 CHECKPOINT_NAME = "checkpoint.safetensors"
 PREDICTIONS_NAME = "predictions.jsonl"
 ESTIMATE_NAME = "estimate.json"
+REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 
 
 _MOST_PISSA_RANK = 256  # the adapter has twice as many

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails
 
 from adapters.errors import InvalidData
 from adapters.tasks.catalog import AnyTask, task_class
@@ -202,9 +203,13 @@ def _example(record: Record, columns: Columns, line: int) -> Example:
 
     def part(model: type[BaseModel]) -> BaseModel:
         known = {name: shaped[name] for name in model.model_fields if name in shaped}
-        # Nothing known: show the record's own fields, so that a misspelt one is seen.
-        is_needed = any(each.is_required() for each in model.model_fields.values())
-        return model.model_validate(known or (record if is_needed else {}))
+        if (
+            not known
+        ):  # not even one of several that would do; the record's own fields show what is misspelt
+            first = next(iter(model.model_fields))
+            details = [InitErrorDetails(type="missing", loc=(first,), input=record)]
+            raise ValidationError.from_exception_data(model.__name__, details)
+        return model.model_validate(known)
 
     try:
         return Example(part(task.Request), part(task.Target), line)

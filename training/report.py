@@ -12,7 +12,9 @@ from typing import Any
 
 from training.contract import (
     EVENTS_NAME,
+    PAGE_NAME,
     PREDICTIONS_NAME,
+    REPORT_NAME,
     Event,
     EventKind,
     RunConfig,
@@ -20,7 +22,6 @@ from training.contract import (
 )
 from training.plots import curve_plot, matrix_plot
 
-REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 _WORST, _MOST_CLASSES = 20, 25
 _LONGEST = 300  # code points of a text on the page
 _STYLE = """

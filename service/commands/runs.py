@@ -121,16 +121,16 @@ def evaluate(
 def execute(config: RunConfig, out: Path, settings: Settings) -> RunResult:
     from rich.console import Console
 
-    from service.run_results import estimate_lines
+    from service.run_results import estimate_lines, metric_lines
     from service.runs import RunProgress, execute_run
     from service.settings import prepare_home
+    from training.contract import PAGE_NAME
 
     prepare_home(settings.home)
     with RunProgress(Console(), config.task) as progress:
         result = execute_run(config, out, settings.home, progress.show)
-    for whose, metrics in result.metrics.items():
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        typer.echo(f"{whose:10} {shown}")
-    for line in estimate_lines(result):
+    for line in (*metric_lines(result), *estimate_lines(result)):
         typer.echo(line)
+    if config.action != "estimate":
+        typer.echo(f"Report: {out / PAGE_NAME}")
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ from training.trainer import Trainee
 from training.validation import Validation
 from training.verdict import lost_to_baselines, lost_weights, take_witness, unchanged_weights
 from training.world import World
+
+_MOST_LOSS = 700.0  # e to a higher power is no number
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,7 @@ class Run:
         write_weights(trainee, folder)
         problems = [*unchanged_weights(trainee)]
         witness, has_head = take_witness(trainee, rows), trainee.head is not None
+        written = {} if has_head or not test else self._perplexity(setup, trainee)
         trainee.release()
         # Sealed again after each of the next two: the engine takes sealed bundles only. Metrics are not in the digest.
         manifest = setup.seal(folder, metrics)
@@ -159,6 +163,7 @@ class Run:
             manifest = setup.seal(folder, metrics)
         if test:
             metrics |= self._test("after", setup.task, setup.backbone, setup.tokenizer, folder)
+            metrics["after"] |= written
             metrics |= baselines(setup.task, self.inputs.splits.train, test)
             manifest = setup.seal(folder, metrics)
         problems += lost_weights(witness, setup.backbone, folder, has_head)
@@ -181,6 +186,13 @@ class Run:
             peak_bytes=peak_bytes(setup.backbone.device),
             estimate=find_estimate(self.out, self.config),
         )
+
+    def _perplexity(self, setup: Setup, trainee: Trainee) -> dict[str, float]:
+        """Return the mean loss of a token of the test rows' right answers, and e to its power."""
+        rows = self.inputs.test
+        with self.log.stage("perplexity", f"Reading the answers of {len(rows)} test rows"):
+            loss = Validation(setup.task, setup.tokenizer, rows).metrics(trainee)["loss"]
+        return {"loss": loss, "perplexity": math.exp(min(loss, _MOST_LOSS))}
 
     def _lost(self, task: AnyTask, metrics: Metrics) -> Iterator[str]:
         """Yield the baselines that were not beaten, on validation rows or, without them, test rows."""
@@ -231,7 +243,11 @@ class Run:
             score=self._scorer(trainee, setup),
         )
         numbers = ", ".join(f"{name} {value:g}" for name, value in asdict(plan).items())
-        told = f"Training on {len(used)} rows, {fit.num_steps} steps ({numbers})"
+        dtype = str(setup.backbone.dtype).removeprefix("torch.")
+        told = (
+            f"Training on {len(used)} rows, {fit.num_steps} steps ({numbers}, dtype {dtype}, at most "
+            f"{setup.max_row_tokens} tokens a row)"
+        )
         with self.log.stage("fit", told):
             self._is_fitting = True
             state = fit.run()

@@ -77,8 +77,7 @@ class Setup:
     def rows(self) -> list[Labelled]:
         """Return the rows to train on; those that are too long are left out, and counted."""
         parameters = self.task.Parameters.model_validate({})
-        fits = row_room(self.task, self.backbone.spec, parameters)
-        limit = self.config.data.max_row_tokens or fits
+        fits, limit = self._room(), self.max_row_tokens
         rows: list[Labelled] = []
         kept: list[Example] = []
         masked: list[int] = []  # lines
@@ -109,6 +108,15 @@ class Setup:
             report.findings.append(finding)
             self._log.emit(EventKind.WARNING, finding.message)
         report.validate_data()
+
+    @property
+    def max_row_tokens(self) -> int:
+        """The longest row that is trained on: as the config says, else what the backbone takes."""
+        return self.config.data.max_row_tokens or self._room()
+
+    def _room(self) -> int:
+        parameters = self.task.Parameters.model_validate({})
+        return row_room(self.task, self.backbone.spec, parameters)
 
     def plan(self, rows: list[Labelled]) -> FitPlan:
         """Return the optimisation in numbers.

@@ -1,6 +1,7 @@
 """``python -m training`` as a command: a bundle and a result come out, or one clear line."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -340,3 +341,18 @@ def test_a_run_that_learned_nothing_fails_with_the_reason_and_leaves_its_report(
     done = run(tmp_path, {**config, "must_learn": False})
     assert done.returncode == ExitCode.DONE, done.stderr
     assert events(tmp_path)[-2].kind == EventKind.WARNING
+
+
+def test_what_is_written_has_a_perplexity_on_the_test_rows(tmp_path, config):
+    rows = [{"source": f"a film {i}", "target": f"ein Film {i}"} for i in range(20)]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    config |= {"task": "translation", "data": {"train": path, "test": path, "max_test_rows": 4}}
+    config["options"] = {"max_new_tokens": 4}
+    config["fit"] = {"epochs": 2, "batch_tokens": 64}
+    done = run(tmp_path, {**config, "evaluate_untrained": False})
+    assert done.returncode == ExitCode.DONE, done.stderr
+    result = RunResult.model_validate_json((tmp_path / "out" / "result.json").read_text())
+    after = result.metrics["after"]
+    assert after["perplexity"] == pytest.approx(math.exp(after["loss"]))
+    assert 1 < after["perplexity"] < 1000
+    assert "perplexity" not in result.intervals

@@ -164,6 +164,11 @@ class FitSettings(Strict):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again instead of keeping them: less memory, slower."
     )
+    frozen_cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Room for the outputs of the layers below those of lora.last_layers, computed once a row.",
+    )
     max_grad_norm: float = Field(1.0, gt=0)
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of a label's weight that all classes or tokens get."

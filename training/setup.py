@@ -156,6 +156,7 @@ class Setup:
             self.task.head(self.backbone.spec.family),
             fit.seed,
             recompute=fit.gradient_checkpointing,
+            frozen_bytes=fit.frozen_cache_bytes,
         )
         trainee.smoothing = fit.label_smoothing
         if folder is not None:

@@ -17,6 +17,7 @@ from adapters.runtime.pack import pack_rows
 from adapters.tasks.base import HeadSpec, Labelled
 from adapters.tasks.heads import Head, build_head, row_loss
 from training.contract import LoraSettings
+from training.frozen import FrozenLayers, frozen_layers
 from training.lora_layers import replace_forwards
 from training.parts import replace_parts
 from training.pissa import doubled, start_principal
@@ -34,6 +35,7 @@ class Trainee:
     head: Head | None
     undo: Callable[[], None]
     smoothing: float = 0.0  # of labels, in fitting
+    frozen: FrozenLayers | None = None  # keeps their outputs, in fitting
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what is trained, by name."""
@@ -44,7 +46,11 @@ class Trainee:
 
     def loss(self, rows: Sequence[Labelled]) -> tuple[Tensor, int]:
         """Return a batch's summed loss and its number of labels; rows shortest first."""
-        return self.loss_of(*self.hidden_states(rows), rows, self.smoothing)
+        if self.frozen is None:
+            hidden_TD, bounds = self.hidden_states(rows)
+        else:
+            hidden_TD, bounds = self.frozen.run(rows, lambda: self.hidden_states(rows))
+        return self.loss_of(hidden_TD, bounds, rows, self.smoothing)
 
     def hidden_states(self, rows: Sequence[Labelled]) -> tuple[Tensor, Tensor]:
         """Return a batch's hidden states ``[T, D]`` and its rows' B + 1 token borders."""
@@ -80,12 +86,14 @@ def build_trainee(
     seed: int,
     *,
     recompute: bool = False,
+    frozen_bytes: int = 0,
 ) -> Trainee:
     """Put fresh LoRA layers (B is zero: no change yet) into a backbone and make a fresh head.
 
     Args:
         recompute: compute activations again in the backward pass instead of keeping them (gradient checkpointing:
             Chen et al., arXiv 1604.06174).
+        frozen_bytes: how much of the layers below the first adapted one may be kept, row by row.
 
     Raises:
         InvalidRequest: the settings name no module of this backbone.
@@ -103,13 +111,14 @@ def build_trainee(
     if lora.init == "pissa":
         _check_not_quantised(backbone)
         rank, alpha = doubled(rank, alpha, lora.use_rslora)
+    adapted = target_modules(backbone, lora)
     config = LoraConfig(
         r=rank,
         # peft wants whole numbers in its annotations only; fractions work.
         lora_alpha=alpha,
         use_rslora=lora.use_rslora,
         lora_dropout=lora.dropout,
-        target_modules=target_modules(backbone, lora),
+        target_modules=adapted,
         fan_in_fan_out=backbone.is_transposed,
     )
     peft_model = get_peft_model(backbone.model, config)
@@ -120,7 +129,9 @@ def build_trainee(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = build_head(head, backbone.spec.hidden_size) if head else None
     head_module = module.to(backbone.device) if module else None
-    return Trainee(backbone, peft_model, head_module, _speed_up(backbone))
+    lower = frozen_layers(backbone.model, adapted) if frozen_bytes else []
+    frozen = FrozenLayers(lower, frozen_bytes) if lower else None
+    return Trainee(backbone, peft_model, head_module, _speed_up(backbone), frozen=frozen)
 
 
 def _check_not_quantised(backbone: Backbone) -> None:

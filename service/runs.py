@@ -24,6 +24,7 @@ from service.settings import make_folder
 from training.contract import (
     CONFIG_NAME,
     EVENTS_NAME,
+    PAGE_NAME,
     RESULT_NAME,
     Event,
     EventKind,
@@ -75,7 +76,9 @@ def execute_run(
     if process.returncode == ExitCode.BAD_INPUT:
         raise InvalidData(failure or last_line(log_path))
     if process.returncode != ExitCode.DONE:
-        raise RunFailed(f"The run failed: {failure or last_line(log_path)} (log: {log_path})")
+        report = f", report: {out / PAGE_NAME}" if (out / PAGE_NAME).is_file() else ""
+        said = failure or last_line(log_path)
+        raise RunFailed(f"The run failed: {said} (log: {log_path}{report})")
     return RunResult.model_validate_json((out / RESULT_NAME).read_text())
 
 

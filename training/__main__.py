@@ -102,7 +102,7 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
     (out / RESULT_NAME).write_text(result.model_dump_json(indent=2) + "\n")
     (out / CHECKPOINT_NAME).unlink(missing_ok=True)
     if config.action != "estimate":
-        write_report(out, config, result)
+        _report(out, config, result, log)
     if result.problems and config.must_learn:
         log.emit(EventKind.FAILED, result.problems[0], code="did_not_learn")
         print(f"Error: {result.problems[0]}", file=sys.stderr)
@@ -111,6 +111,15 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
         log.emit(EventKind.WARNING, problem)
     log.emit(EventKind.FINISHED, "Finished", result=result.model_dump())
     return ExitCode.DONE
+
+
+def _report(out: Path, config: RunConfig, result: RunResult, log: EventLog) -> None:
+    try:
+        write_report(out, config, result)
+    except (
+        Exception
+    ) as error:  # the bundle is made and tested; a picture that fails is no reason to lose it
+        log.emit(EventKind.WARNING, f"No report was written: {type(error).__name__}: {error}")
 
 
 def _pause(*_: object) -> None:

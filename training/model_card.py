@@ -8,6 +8,7 @@ import yaml
 
 from adapters.bundle import Manifest
 
+_HUB_TAGS = {"regression": "text-classification"}  # the Hub knows no tag for scores of texts
 _DATASET = "training file"  # its name may be private; its fingerprint is told
 
 
@@ -61,7 +62,7 @@ With stock peft, which loads the LoRA weights{" but not the head (`head.safetens
 def _metadata(manifest: Manifest) -> dict[str, Any]:
     header: dict[str, Any] = {
         "library_name": "peft",
-        "pipeline_tag": manifest.task,
+        "pipeline_tag": _HUB_TAGS.get(manifest.task, manifest.task),
         "base_model": manifest.backbone.name,
         "tags": ["lora", "headstock"],
     }

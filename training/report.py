@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,10 @@ from training.plots import curve_plot, matrix_plot
 
 _WORST, _MOST_CLASSES = 20, 25
 _LONGEST = 300  # code points of a text on the page
+_ALL_RIGHT = 1.0
+# Not to be taken for labels, which have no reason to begin so.
+_REST, _NONE = "… all others", "… no answer"
+_LIBRARIES = ("headstock", "torch", "transformers", "peft", "scikit-learn", "numpy")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
@@ -40,6 +45,7 @@ def write_report(out: Path, config: RunConfig, result: RunResult) -> Path:
     report = {
         "config": config.model_dump(mode="json"),
         "result": result.model_dump(mode="json"),
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "curves": read_curves(out / EVENTS_NAME),
         **_errors(out / PREDICTIONS_NAME),
     }
@@ -69,23 +75,28 @@ def _errors(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found: dict[str, Any] = {"worst": sorted(rows, key=_badness)[:_WORST]}
+    wrong = [row for row in rows if row["row_metric"] < _ALL_RIGHT]
+    found: dict[str, Any] = {"worst": sorted(wrong, key=_badness)[:_WORST]}
     if rows and isinstance(rows[0].get("label"), str) and "label" in rows[0]["prediction"]:
         found["confusion"] = confusion([(r["label"], r["prediction"]["label"]) for r in rows])
     return found
 
 
 def _badness(row: Mapping[str, Any]) -> tuple[float, float]:
-    return row.get("row_metric", 0.0), -float(row["prediction"].get("score") or 0.0)
+    return row["row_metric"], -float(row["prediction"].get("score") or 0.0)
 
 
 def confusion(pairs: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
-    """Return counts by right label (row) and answer (column), of the commonest labels; the rest are 'other'."""
+    """Return counts by right label (row) and answer (column), of the commonest labels and of the rest together."""
     common = [label for label, _ in Counter(r for r, _ in pairs).most_common(_MOST_CLASSES)]
     kept = sorted(common)
-    names = [*kept, "other"]
-    counts = Counter((r if r in kept else "other", p if p in kept else "other") for r, p in pairs)
-    used = [n for n in names if any(counts[n, m] or counts[m, n] for m in names)]
+    names = [*kept, _REST, _NONE]
+
+    def shown(label: str | None) -> str:
+        return _NONE if label is None else label if label in kept else _REST
+
+    counts = Counter((shown(right), shown(answer)) for right, answer in pairs)
+    used = [n for n in names if any(counts[n, m] + counts[m, n] for m in names)]
     return {"labels": used, "counts": [[counts[r, p] for p in used] for r in used]}
 
 

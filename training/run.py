@@ -202,6 +202,8 @@ class Run:
         if rows:
             simple = task.baselines([e.request for e in rows], [e.target for e in rows])
             name = "test" if split == "after" else split
+            if name == "test" and task.head("decoder") is None and self.config.parent is None:
+                simple |= {whose: found for whose, found in metrics.items() if whose == "before"}
             yield from lost_to_baselines(task, name, metrics[split], simple)
 
     def _calibrate(self, setup: Setup, folder: Path) -> Metrics:

@@ -19,7 +19,7 @@ _ROWS = 4
 # Of the largest logit: what sums in another order may cost in fp32, and two steps of bf16 over many layers.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
 # Baselines that need no knowledge of a row; copying a text's beginning can be hard to beat, and is only compared with.
-_MUST_BEAT = ("majority", "mean", "never_answer")
+_MUST_BEAT = ("majority", "mean", "never_answer", "before")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,9 @@ def lost_to_baselines(
 ) -> Iterator[str]:
     """Yield a problem for each baseline of `_MUST_BEAT` that answers a split as well as the adapter does."""
     for name in _MUST_BEAT:
-        if name in simple and _rank(task, metrics) <= _rank(task, simple[name]):
+        if name in simple and not _rank(task, metrics) > _rank(
+            task, simple[name]
+        ):  # NaN is no gain
             main = task.primary_metric
             yield (
                 f"On the {split} rows, {main} is '{metrics[main]:.4f}' and that of the baseline '{name}' is "

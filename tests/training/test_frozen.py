@@ -25,7 +25,9 @@ def trainee(spec, frozen_bytes=0, last_layers=1):
 def fitted(spec, tmp_path, frozen_bytes):
     made = trainee(spec, frozen_bytes)
     for module in made.backbone.model.modules():
-        if isinstance(module, torch.nn.Dropout):  # kept layers draw nothing, which the rest would see
+        if isinstance(
+            module, torch.nn.Dropout
+        ):  # kept layers draw nothing, which the rest would see
             module.p = 0.0
     batches = [sorted(ROWS[i::3], key=lambda row: len(row.token_ids)) for i in range(3)] * 4
     path = tmp_path / f"{frozen_bytes}.safetensors"

@@ -80,19 +80,27 @@ def test_the_page_shows_everything_and_text_from_outside_stays_text(tmp_path):
 def test_the_json_holds_curves_confusion_and_the_worst_answers(tmp_path):
     write_run(tmp_path, ["a", "b", "b"])
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report) == {"config", "result", "curves", "worst", "confusion"}
+    assert set(report) == {"config", "result", "versions", "curves", "worst", "confusion"}
     assert report["curves"]["loss"] == [[2, 0.5]]
     assert report["curves"]["validation f1"] == [[2, 0.5]]
-    assert [row["line"] for row in report["worst"]] == [3, 2, 1]  # the surest mistake first
+    assert [row["line"] for row in report["worst"]] == [
+        3,
+        2,
+    ]  # the surest mistake first, no right answer
     assert report["confusion"] == {"labels": ["a", "b"], "counts": [[1, 0], [2, 0]]}
 
 
 def test_of_many_classes_the_rare_ones_are_one():
     pairs = [(f"class {i:02}", f"class {i:02}") for i in range(30) for _ in range(40 - i)]
-    found = confusion([*pairs, ("class 00", None)])
-    assert found["labels"][-1] == "other"
-    assert len(found["labels"]) == 26
-    assert sum(map(sum, found["counts"])) == len(pairs) + 1
+    found = confusion([*pairs, ("class 00", None), ("class 29", "class 28")])
+    assert found["labels"][-2:] == ["… all others", "… no answer"]
+    assert len(found["labels"]) == 27
+    assert sum(map(sum, found["counts"])) == len(pairs) + 2
+
+
+def test_a_label_called_other_is_one_like_any():
+    found = confusion([("other", "other"), ("a", "other"), ("a", "a")])
+    assert found == {"labels": ["a", "other"], "counts": [[1, 1], [0, 1]]}
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["$x", "^{"], ["北京", "a" * 80]])

@@ -49,9 +49,10 @@ def _contests() -> Iterator[Contest]:
     for name in ("banking77", "sentence_polarity", "sms_spam"):
         yield Contest(FitSet(name, classification, DEFAULT_ENCODER), 3)
     yield Contest(FitSet("stsb_open", "regression", DEFAULT_ENCODER), 3)
-    yield Contest(FitSet("wnut17", "token-classification", DEFAULT_ENCODER), 1)
-    yield Contest(FitSet("squad_v1", "question-answering", DEFAULT_ENCODER), 1)
-    yield Contest(FitSet("squad_v2", "question-answering", DEFAULT_ENCODER), 1)
+    for backbone in (DEFAULT_ENCODER, DEFAULT_BACKBONE):
+        yield Contest(FitSet("wnut17", "token-classification", backbone), 1)
+        yield Contest(FitSet("squad_v1", "question-answering", backbone), 1)
+        yield Contest(FitSet("squad_v2", "question-answering", backbone), 1)
     for name in ("sentence_polarity", "banking77", "sms_spam", "sib200_zh"):
         yield Contest(FitSet(name, classification, DEFAULT_BACKBONE), 1)
     yield Contest(FitSet("scitldr", "summarization", DEFAULT_BACKBONE), 1)

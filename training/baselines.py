@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from adapters.tasks.words import is_unspaced
 from training.data import Example
 
 _MOST_ROWS = 20_000  # more take minutes, and change little
+_WORD = re.compile(r"\w\w")  # of which TF-IDF takes notice
 
 
 def baselines(
@@ -34,22 +37,30 @@ def _text_predictions(train: Sequence[Example], test: Sequence[Example]) -> list
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
 
-    rows = train[:_MOST_ROWS]
+    rows = train if len(train) <= _MOST_ROWS else random.Random(0).sample(train, _MOST_ROWS)
     if not rows or not isinstance(rows[0].target, ClassificationTarget | RegressionTarget):
         return []
     if isinstance(rows[0].target, ClassificationTarget) and rows[0].target.labels is not None:
         return []
     is_class = isinstance(rows[0].target, ClassificationTarget)
     texts = [_text(example) for example in rows]
-    # Letters rather than words where words are not set apart by blanks.
+    answers = [_answer(example) for example in rows]
+    if len(set(answers)) < 2:
+        return []
+    # Letters rather than words where words are not set apart by blanks, or there are none.
     how: dict[str, Any] = {"ngram_range": (1, 2)}
-    if is_unspaced("".join(texts[:1000])):
+    if is_unspaced("".join(texts[:1000])) or not any(_WORD.search(text) for text in texts):
         how = {"analyzer": "char", "ngram_range": (1, 3)}
     model = LogisticRegression(max_iter=1000, C=10) if is_class else Ridge()
     pipeline = make_pipeline(TfidfVectorizer(sublinear_tf=True, **how), model)
     name = "label" if is_class else "score"
-    pipeline.fit(texts, [getattr(example.target, name) for example in rows])
+    pipeline.fit(texts, answers)
     return [{name: answer} for answer in pipeline.predict([_text(e) for e in test]).tolist()]
+
+
+def _answer(example: Example) -> str | float | None:
+    target = example.target
+    return target.score if isinstance(target, RegressionTarget) else getattr(target, "label", None)
 
 
 def _text(example: Example) -> str:

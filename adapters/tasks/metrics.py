@@ -7,16 +7,16 @@ slow to load.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from adapters.tasks.words import CJK, KANA, is_unspaced
+from adapters.tasks.words import CJK, KANA, is_unspaced, split_characters
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-_WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+")
 _ECE_BINS = 15
 
 
@@ -169,8 +169,14 @@ class _RougeWords:
     def tokenize(self, text: str) -> list[str]:
         return [
             self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word
-            for word in _WORD.findall(text.lower())
+            for word in _words(text.lower())
         ]
+
+
+def _words(text: str) -> list[str]:
+    """Return letters and digits that stand together, with their marks; each Chinese or Japanese character by itself."""
+    kept = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
+    return split_characters(kept).split()
 
 
 def completion_tally(predicted: Sequence[str], references: Sequence[str]) -> Tally:

@@ -66,3 +66,25 @@ def test_a_score_and_a_text_without_blanks_have_a_baseline_too():
     ]
     task = get_task("regression", {"mean": 2.0, "std": 1.0})
     assert baselines(task, rows[:20], rows[20:])["tfidf"]["pearson"] > 0.9
+
+
+@pytest.mark.parametrize("texts", [["😀", "😢"], ["a", "b"]])
+def test_texts_without_words_have_a_baseline_by_characters(texts):
+    cls = task_class("text-classification")
+    rows = [
+        Example(cls.Request(text=texts[i % 2]), cls.Target(label="+-"[i % 2]), i) for i in range(20)
+    ]
+    task = get_task("text-classification", {"labels": ["+", "-"]})
+    assert baselines(task, rows, rows)["tfidf"]["accuracy"] == 1
+
+
+def test_a_file_sorted_by_label_is_drawn_from_as_a_whole(monkeypatch):
+    monkeypatch.setattr("training.baselines._MOST_ROWS", 20)
+    cls = task_class("text-classification")
+    rows = [
+        Example(cls.Request(text=f"word{i}"), cls.Target(label="+" if i < 50 else "-"), i)
+        for i in range(100)
+    ]
+    task = get_task("text-classification", {"labels": ["+", "-"]})
+    assert "tfidf" in baselines(task, rows, rows)
+    assert "tfidf" not in baselines(task, rows[:50], rows[:50])

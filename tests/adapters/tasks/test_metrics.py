@@ -171,6 +171,8 @@ def test_predictions_and_references_of_different_number_are_an_error(metric):
 def test_rouge_reads_every_script():
     scores = rouge_metrics(["北京的天气", "été chaud"], ["北京天气", "été froid"])
     assert scores["rouge_1"] == pytest.approx((2 * 4 / 9 + 1 / 2) / 2)
+    # Marks belong to the word before them.
+    assert rouge_metrics(["नमस्ते दुनिया"], ["नमस्ते जगत"])["rouge_1"] == pytest.approx(1 / 2)
 
 
 def test_a_corpus_scores_as_sacrebleu_scores_it():

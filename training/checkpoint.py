@@ -99,7 +99,8 @@ def load_checkpoint(
                 state.best[name] = file.get_tensor(f"best/{name}").to(parameter.device)
             if f"exp_avg/{name}" in keys:
                 optimizer.state[parameter] = {
-                    moment: file.get_tensor(f"{moment}/{name}") for moment in _MOMENTS
+                    moment: file.get_tensor(f"{moment}/{name}").to(parameter.device)
+                    for moment in _MOMENTS
                 }
         torch.set_rng_state(file.get_tensor("random"))
         if "random_cuda" in keys and torch.cuda.is_available():

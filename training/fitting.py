@@ -70,7 +70,7 @@ class Fit:
         self.hooks = hooks or Hooks()
         self._named = trainee.parameters()
         self._optimizer = torch.optim.AdamW(
-            list(self._named.values()), lr=rate, weight_decay=settings.weight_decay
+            list(self._named.values()), lr=rate, weight_decay=settings.weight_decay, fused=True
         )
         self._state = FitState()
         self._saved = time.monotonic()
@@ -175,8 +175,7 @@ class Fit:
                 num_labels += num
         gradients = [_gradient_of(parameter) for parameter in self._named.values()]
         self._world.add_up([total, num_labels, *gradients])
-        for gradient in gradients:
-            gradient.div_(num_labels)
+        torch._foreach_div_(gradients, num_labels)
         return total / num_labels
 
     def _zero(self) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from adapters.runtime.linears import sibling_groups, weight_of
+from training.adjacent import cut, joined
 
 _ADAPTER = "default"  # the name that peft gives an adapter
 
@@ -39,7 +40,7 @@ class LoraGroup:
     def output(self, x: Tensor, member: int) -> Tensor:
         """Return one member's output; computes all members' unless it was, for this very tensor."""
         if self._input is not x:
-            self._input, self._outputs = x, self._compute(x).split(self._widths, dim=-1)
+            self._input, self._outputs = x, self._compute(x)
         output = self._outputs[member]
         if member == len(self._widths) - 1:  # the last to be called; nothing may outlive its pass
             self._input, self._outputs = None, ()
@@ -50,7 +51,7 @@ class LoraGroup:
         for layer in self._layers:
             del layer.forward
 
-    def _compute(self, x: Tensor) -> Tensor:
+    def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         adapted = [
             (layer, end - width, width)
             for layer, end, width in zip(
@@ -59,7 +60,7 @@ class LoraGroup:
             if isinstance(layer, LoraLinear)
         ]
         if not adapted:
-            return linear(x, self._weight_OI, self._bias_O)
+            return linear(x, self._weight_OI, self._bias_O).split(self._widths, dim=-1)
         first = adapted[0][0]
         places = tuple((start, width, layer.scaling[_ADAPTER]) for layer, start, width in adapted)
         pairs = [
@@ -68,8 +69,10 @@ class LoraGroup:
             for module in (layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
         ]
         dropped = first.lora_dropout[_ADAPTER](x)
-        out: Tensor = _LoraProduct.apply(x, dropped, self._weight_OI, self._bias_O, places, *pairs)
-        return out
+        outputs: tuple[Tensor, ...] = _LoraProduct.apply(
+            x, dropped, self._weight_OI, self._bias_O, self._widths, places, *pairs
+        )
+        return outputs
 
 
 class _Member:
@@ -84,7 +87,7 @@ class _Member:
 
 
 class _LoraProduct(torch.autograd.Function):
-    """``x W^T + bias``, and for each adapted member ``scale * (d A^T) B^T`` added to its columns.
+    """Each member's columns of ``x W^T + bias``, with ``scale * (d A^T) B^T`` added to those of adapted members.
 
     Products are in the backbone's dtype with sums in fp32; A, B and their gradients are fp32.
     """
@@ -96,9 +99,10 @@ class _LoraProduct(torch.autograd.Function):
         dropped: Tensor,
         weight_OI: Tensor,
         bias_O: Tensor | None,
+        widths: Sequence[int],
         places: tuple[tuple[int, int, float], ...],
         *pairs: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         out = linear(x, weight_OI, bias_O)
         out_TO, dropped_TI = out.view(-1, out.shape[-1]), dropped.reshape(-1, dropped.shape[-1])
         low_TK = dropped_TI @ _join_a(pairs, x.dtype).T
@@ -106,12 +110,13 @@ class _LoraProduct(torch.autograd.Function):
             out_TO[:, start : start + width].addmm_(low_TR, b_OR.T)
         ctx.places = places
         ctx.save_for_backward(x if dropped is x else dropped, low_TK, weight_OI, *pairs)
-        return out
+        return cut(out, widths)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, *grads_of: Tensor) -> Any:
+        grad = joined(grads_of)
         dropped, low_TK, weight_OI, *pairs = ctx.saved_tensors
-        grad_TO = grad.reshape(-1, grad.shape[-1])
+        grad_TO = grad.view(-1, grad.shape[-1])
         low_grads: list[Tensor] = []
         grads: list[Tensor] = []
         for (start, width, scale), low_TR, b_OR in _members(ctx, ctx.places, low_TK, pairs):
@@ -126,7 +131,7 @@ class _LoraProduct(torch.autograd.Function):
         dropped_grad = None
         if ctx.needs_input_grad[1]:
             dropped_grad = (low_grad_TK @ _join_a(pairs, grad.dtype)).view(dropped.shape)
-        return x_grad, dropped_grad, None, None, None, *paired
+        return x_grad, dropped_grad, None, None, None, None, *paired
 
 
 def _members(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from adapters.architectures import ARCHITECTURES
 from adapters.backbone import Backbone
 from adapters.errors import InvalidRequest, UnsupportedBackbone
+from adapters.runtime.gradient_kernels import GradientKernels
+from adapters.runtime.kernels import fits, load_kernels
 from adapters.runtime.pack import pack_rows
 from adapters.tasks.base import HeadSpec, Labelled
 from adapters.tasks.heads import Head, build_head, row_loss
+from training.attention import KernelAttention
 from training.contract import LoraSettings
 from training.frozen import FrozenLayers, frozen_layers
 from training.lora_layers import replace_forwards
@@ -34,6 +37,7 @@ class Trainee:
     peft_model: PeftModel
     head: Head | None
     undo: Callable[[], None]
+    kernels: GradientKernels | None = None
     smoothing: float = 0.0  # of labels, in fitting
     frozen: FrozenLayers | None = None  # keeps their outputs, in fitting
 
@@ -55,7 +59,11 @@ class Trainee:
     def hidden_states(self, rows: Sequence[Labelled]) -> tuple[Tensor, Tensor]:
         """Return a batch's hidden states ``[T, D]`` and its rows' B + 1 token borders."""
         device = self.backbone.device
-        pack = pack_rows([len(row.token_ids) for row in rows], device=device)
+        lengths = [len(row.token_ids) for row in rows]
+        pack = pack_rows(lengths, device=device)
+        if self.kernels is not None:
+            attend = KernelAttention(self.kernels, pack.bounds, lengths[-1])
+            pack = replace(pack, attend=attend)
         token_ids = torch.tensor([t for row in rows for t in row.token_ids], device=device)
         return self.backbone.hidden_states(token_ids, pack), pack.bounds
 
@@ -131,7 +139,9 @@ def build_trainee(
     head_module = module.to(backbone.device) if module else None
     lower = frozen_layers(backbone.model, adapted) if frozen_bytes else []
     frozen = FrozenLayers(lower, frozen_bytes) if lower else None
-    return Trainee(backbone, peft_model, head_module, _speed_up(backbone), frozen=frozen)
+    kernels = _kernels(backbone)
+    undo = _speed_up(backbone, kernels)
+    return Trainee(backbone, peft_model, head_module, undo, kernels, frozen=frozen)
 
 
 def _check_not_quantised(backbone: Backbone) -> None:
@@ -143,9 +153,17 @@ def _check_not_quantised(backbone: Backbone) -> None:
         )
 
 
-def _speed_up(backbone: Backbone) -> Callable[[], None]:
+def _kernels(backbone: Backbone) -> GradientKernels | None:
+    """Return the kernels if this machine has them and they take the backbone."""
+    if not fits(backbone.dtype, backbone.device):
+        return None
+    kernels = load_kernels()
+    return GradientKernels(kernels) if kernels else None
+
+
+def _speed_up(backbone: Backbone, kernels: GradientKernels | None) -> Callable[[], None]:
     """Let a backbone with LoRA compute by forwards of ours; returns what gives it its own back."""
-    restore_parts = replace_parts(backbone.model)
+    restore_parts = replace_parts(backbone.model, kernels)
     groups = replace_forwards(backbone.model, list(backbone.spec.modules))
 
     def undo() -> None:

@@ -44,6 +44,18 @@ def packed_attention(
     """
     query, key, value = query_1HTD[0], key_1KTD[0], value_1KTD[0]
     causal = bool(getattr(module, "is_causal", True))
+    if pack.attend is not None:
+        scale = query.shape[2] ** -0.5 if scaling is None else scaling
+        out_THD = pack.attend(
+            query,
+            key,
+            value,
+            is_causal=causal,
+            scale=scale,
+            window=sliding_window,
+            dropout=dropout,
+        )
+        return out_THD[None], None
     layer = int(module.layer_idx) if pack.cache else -1  # type: ignore[arg-type]
     if pack.cache is not None:
         pack.cache.write(layer, key, value)

@@ -155,6 +155,13 @@ static inline vec exp_lanes(vec x) {
     return y;
 }
 
+static inline vec size_of(vec x) { return (vec)((lanes)x & 0x7FFFFFFF); }
+
+static inline vec sigmoid_of(vec x) {
+    vec e = exp_lanes(-size_of(x));
+    return choose(x < 0, e, (vec){0} + 1.0f) / (1.0f + e);
+}
+
 /* Scores of 16 cells (a vector of queries each) whose query may not see them become -inf. at: the first query's place,
  * counted from the block's first cell. */
 static void hide_cells(vec *scores, int64_t at, int there, int causal, int64_t window) {
@@ -182,11 +189,14 @@ static inline __attribute__((always_inline)) vec take_weights(vec *scores, vec *
     return shrunk;
 }
 
+#include "kernels_rows.h"
+
 #define TYPE bf16
 #define LOAD load_bf16
 #define STORE store_bf16
 #define NAME(x) x##_bf16
 #include "kernels_typed.h"
+#include "kernels_gradient.h"
 #undef TYPE
 #undef LOAD
 #undef STORE
@@ -197,5 +207,6 @@ static inline __attribute__((always_inline)) vec take_weights(vec *scores, vec *
 #define STORE store_f32
 #define NAME(x) x##_f32
 #include "kernels_typed.h"
+#include "kernels_gradient.h"
 
 #include "kernels_linear.h"

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,13 @@ from adapters.lora import MAX_RANK
 from adapters.runtime.spans import Reads, Spans
 
 logger = logging.getLogger(__name__)
-SOURCES = ("kernels.c", "kernels_typed.h", "kernels_linear.h")
+SOURCES = (
+    "kernels.c",
+    "kernels_rows.h",
+    "kernels_typed.h",
+    "kernels_gradient.h",
+    "kernels_linear.h",
+)
 TILE = 4  # tokens that one step of the low-rank kernel takes; as in kernels.c
 PANEL = 16  # outputs that stand together in a weight of `Kernels.linear`; as in kernels_linear.h
 MAX_HEAD, MAX_HEADS = 256, 32  # as in kernels.c
@@ -35,7 +41,7 @@ _FLAGS = (
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 _COMPILE_SECONDS = 120
-_NO_WINDOW = 2**40  # more tokens than any row has
+NO_WINDOW = 2**40  # more tokens than any row has
 _SIGNATURES = {
     "lora": "pnnpnpnpnpn", "attend": "pnnpppnppnnnnf", "rms_norm": "pnppnnf", "silu_mul": "ppnn",
     "attend_rows": "pnnpnnpnnpnnppnnnfnn", "rotate": "pnppnnn", "keep": "pnnppnpnn",
@@ -51,10 +57,8 @@ class Kernels:
     joins_rows = True
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._typed = {
-            name: {d: _function(library, f"{name}_{s}", kinds) for d, s in _SUFFIX.items()}
-            for name, kinds in _SIGNATURES.items()
-        }
+        self.library = library
+        self._typed = bind_typed(library, _SIGNATURES)
         self._linear = _function(library, "linear_bf16", _LINEAR)
         self._has_linear = bool(library.has_linear())
 
@@ -135,7 +139,7 @@ class Kernels:
             keys_KCD.data_ptr(), keys_KCD.stride(1), keys_KCD.stride(0),
             values_KCD.data_ptr(), values_KCD.stride(1), values_KCD.stride(0),
             spans.rows_B4.data_ptr(), len(spans.rows_B4), spans.num_tiles, spans.cells_N.data_ptr(), out_THD.data_ptr(),
-            heads, keys_KCD.shape[0], size, scale, is_causal, _NO_WINDOW if window is None else window,
+            heads, keys_KCD.shape[0], size, scale, is_causal, NO_WINDOW if window is None else window,
         )  # fmt: skip
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
@@ -312,6 +316,16 @@ def _compile(compiler: Sequence[str], path: Path) -> None:
             os.fsync(file.fileno())
         made.replace(path)  # at once, for another process may be doing the same
     _sum_of(path).write_text(digest)
+
+
+def bind_typed(
+    library: ctypes.CDLL, signatures: Mapping[str, str]
+) -> dict[str, dict[torch.dtype, Any]]:
+    """Return functions by name and dtype; a signature has a letter an argument, as in `_function`."""
+    return {
+        name: {d: _function(library, f"{name}_{s}", kinds) for d, s in _SUFFIX.items()}
+        for name, kinds in signatures.items()
+    }
 
 
 def _function(library: ctypes.CDLL, name: str, kinds: str) -> Any:

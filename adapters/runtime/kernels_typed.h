@@ -314,11 +314,11 @@ void NAME(silu_mul)(const TYPE *x, TYPE *out, int64_t rows, int64_t size) {
 #pragma omp parallel for schedule(static) if (rows > 4)
     for (int64_t row = 0; row < rows; row++) {
         const TYPE *gate = x + row * 2 * size, *up = gate + size;
-#pragma omp simd
-        for (int64_t d = 0; d < size; d++) {
-            float g = LOAD(gate[d]), e = exp_negative(-fabsf(g));
-            float silu = g * (g >= 0 ? 1.0f : e) / (1.0f + e);
-            out[row * size + d] = STORE(LOAD(STORE(silu)) * LOAD(up[d]));
+        for (int64_t d = 0; d < size; d += LANES) {
+            vec g = NAME(read)(gate + d, size - d);
+            TYPE silu[LANES];
+            NAME(write)(silu, g * sigmoid_of(g), LANES);
+            NAME(write)(out + row * size + d, NAME(read)(silu, LANES) * NAME(read)(up + d, size - d), size - d);
         }
     }
 }

@@ -6,7 +6,7 @@ Shape letters: T tokens of all rows in the pack, B rows, L longest row of a grou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,7 +45,8 @@ class Pack:
     Decoding rows come first, one token each; they read the past from ``cache``. Then rows that go on with several
     tokens (the next part of a long prompt, or a prompt whose beginning is in the cache), their token borders in
     ``continued``. Then the rows that start here, shortest first, in ``groups``. ``bounds`` are the borders of all.
-    With ``kernels`` nothing is padded: the rows that start here are in ``fresh`` instead.
+    With ``kernels`` nothing is padded: the rows that start here are in ``fresh`` instead. ``attend`` is a function that
+    attention is handed over to, for packs in which all rows start here (training has one, with a gradient).
     """
 
     bounds: Tensor
@@ -56,6 +57,7 @@ class Pack:
     continued: tuple[tuple[int, int], ...] = ()
     kernels: Kernels | None = None
     fresh: Spans | None = None
+    attend: Callable[..., Tensor] | None = None
 
     @property
     def num_tokens(self) -> int:

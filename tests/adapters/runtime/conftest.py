@@ -1,10 +1,30 @@
-"""An engine on the tiny decoder, with bundles of different task, rank, width and modules."""
+"""An engine on the tiny decoder, with bundles of different task, rank, width and modules; and the compiled kernels."""
+
+import platform
 
 import pytest
 
 from adapters.backbone import load_backbone
+from adapters.runtime import kernels as kernels_module
 from adapters.runtime.engine import Engine
+from adapters.runtime.kernels import load_kernels
 from tests.bundles import answerer, classifier, save_bundle, summarizer
+
+PORTABLE = {"x86_64": "-march=x86-64-v3", "aarch64": "-march=armv8-a"}
+
+
+@pytest.fixture(scope="module", params=["native", "portable"])
+def kernels(request, tmp_path_factory):
+    """The kernels as this processor runs them, and as an older one would."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "portable":
+            flags = [f for f in kernels_module._FLAGS if f != "-march=native"]
+            own = PORTABLE.get(platform.machine(), "-O3")
+            patch.setattr(kernels_module, "_FLAGS", (*flags, own))
+        loaded = load_kernels.__wrapped__(tmp_path_factory.mktemp("home"))
+    if loaded is None:
+        pytest.skip("no C compiler on this machine")
+    return loaded
 
 
 @pytest.fixture(scope="module")

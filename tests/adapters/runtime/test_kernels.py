@@ -1,7 +1,5 @@
 """The compiled kernels do what torch does, in fp32 and bf16, on any shape."""
 
-import platform
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,21 +13,6 @@ from adapters.runtime.route import KernelRoute, Site, TorchRoute
 from adapters.runtime.spans import Reads, Span, join_spans
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
-PORTABLE = {"x86_64": "-march=x86-64-v3", "aarch64": "-march=armv8-a"}
-
-
-@pytest.fixture(scope="module", params=["native", "portable"])
-def kernels(request, tmp_path_factory):
-    """The kernels as this processor runs them, and as an older one would."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "portable":
-            flags = [f for f in kernels_module._FLAGS if f != "-march=native"]
-            own = PORTABLE.get(platform.machine(), "-O3")
-            patch.setattr(kernels_module, "_FLAGS", (*flags, own))
-        loaded = load_kernels.__wrapped__(tmp_path_factory.mktemp("home"))
-    if loaded is None:
-        pytest.skip("no C compiler on this machine")
-    return loaded
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,0 +1,115 @@
+/* Parts of kernels_gradient.h that are the same for every dtype: small products, softmax and dropout of one line of scores. */
+#include <omp.h>
+
+#define LINES 8    /* lines of a product held in registers at once */
+#define COLUMNS 32 /* columns of them: two vectors */
+
+static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+/* Floats that attend_one and attend_one_back need. */
+int64_t attend_space(int64_t longest, int64_t size) {
+    int64_t cells = round_up(longest, COLUMNS), width = round_up(size, COLUMNS);
+    return 5 * cells * width + 3 * BLOCK * width + 2 * BLOCK * cells;
+}
+
+/* to (+)= a b in fp32. a: [rows, inner] with strides, so that it may stand turned; b: [inner, columns]; rows are a multiple
+ * of LINES, columns of COLUMNS. */
+static void multiply(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *to,
+                     int64_t to_row, int64_t rows, int64_t inner, int64_t columns, int add) {
+    for (int64_t c = 0; c < columns; c += COLUMNS)
+        for (int64_t r = 0; r < rows; r += LINES) {
+            vec sums[LINES][2];
+            for (int i = 0; i < LINES; i++)
+                for (int j = 0; j < 2; j++)
+                    sums[i][j] = add ? *(vec *)(to + (r + i) * to_row + c + j * LANES) : (vec){0};
+            const float *left = a + r * a_row, *right = b + c;
+            for (int64_t k = 0; k < inner; k++) {
+                vec x = *(const vec *)(right + k * b_row), y = *(const vec *)(right + k * b_row + LANES);
+                for (int i = 0; i < LINES; i++) {
+                    float weight = left[i * a_row + k * a_column];
+                    sums[i][0] += weight * x;
+                    sums[i][1] += weight * y;
+                }
+            }
+            for (int i = 0; i < LINES; i++)
+                for (int j = 0; j < 2; j++) *(vec *)(to + (r + i) * to_row + c + j * LANES) = sums[i][j];
+        }
+}
+
+/* The cells that a token sees: [first, last). */
+struct seen {
+    int64_t first, last;
+};
+
+static inline struct seen cells_seen(int64_t token, int64_t num, int64_t causal, int64_t window) {
+    int64_t first = token - window + 1, last = token + window;
+    if (causal) last = token + 1;
+    return (struct seen){first > 0 ? first : 0, last < num ? last : num};
+}
+
+/* Scores of one token into their softmax; zeros where it does not see. Returns log(sum(exp(scores))). */
+static inline float take_softmax(float *scores, struct seen seen, int64_t stop) {
+    float top = -INFINITY, total = 0;
+#pragma omp simd reduction(max : top)
+    for (int64_t c = seen.first; c < seen.last; c++) top = scores[c] > top ? scores[c] : top;
+#pragma omp simd reduction(+ : total)
+    for (int64_t c = seen.first; c < seen.last; c++) total += scores[c] = exp_negative(scores[c] - top);
+    float factor = 1.0f / total;
+    for (int64_t c = 0; c < seen.first; c++) scores[c] = 0;
+#pragma omp simd
+    for (int64_t c = seen.first; c < seen.last; c++) scores[c] *= factor;
+    for (int64_t c = seen.last; c < stop; c++) scores[c] = 0;
+    return top + logf(total);
+}
+
+/* Dropout: numbers drawn below a limit are dropped, the others scaled up. */
+struct drop {
+    uint32_t seed, below;
+    float factor;
+};
+
+static inline struct drop drop_of(int64_t seed, float p) {
+    return (struct drop){(uint32_t)seed, (uint32_t)(p * 4294967296.0), p < 1 ? 1.0f / (1.0f - p) : 0};
+}
+
+/* A number for a place: a hash, so that it can be drawn again (lowbias32: Wellons, github.com/skeeto/hash-prospector). */
+static inline uint32_t hash32(uint32_t x) {
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+static inline void drop_line(float *weights, int64_t num, struct drop drop, uint32_t line) {
+    if (!drop.below) return;
+    uint32_t seed = hash32(line ^ drop.seed);
+#pragma omp simd
+    for (int64_t c = 0; c < num; c++) weights[c] *= hash32((uint32_t)c ^ seed) < drop.below ? 0.0f : drop.factor;
+}
+
+/* scores: S; dropped: dO V'. Leaves D(P) and dS = P (D(dO V') - sum(P D(dO V'))). */
+static inline void softmax_back(float *scores, float *dropped, struct seen seen, int64_t stop, float log_sum,
+                                struct drop drop, uint32_t line) {
+    float shared = 0;
+    for (int64_t c = 0; c < seen.first; c++) scores[c] = dropped[c] = 0;
+    for (int64_t c = seen.last; c < stop; c++) scores[c] = dropped[c] = 0;
+    drop_line(dropped, stop, drop, line);
+#pragma omp simd reduction(+ : shared)
+    for (int64_t c = seen.first; c < seen.last; c++) {
+        scores[c] = exp_negative(scores[c] - log_sum);
+        shared += scores[c] * dropped[c];
+    }
+#pragma omp simd
+    for (int64_t c = seen.first; c < seen.last; c++) dropped[c] = scores[c] * (dropped[c] - shared);
+    drop_line(scores, stop, drop, line);
+}
+
+/* How much of the standard normal distribution is below x, to 1.5e-7 (Abramowitz and Stegun 7.1.26); bell: exp(-x^2 / 2). */
+static inline vec normal_below(vec x, vec bell) {
+    vec t = 1.0f / (1.0f + 0.3275911f * 0.7071067812f * size_of(x));
+    vec p = 1.061405429f * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    vec above = 0.5f * p * t * bell;
+    return choose(x < 0, above, 1.0f - above);
+}

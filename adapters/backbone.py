@@ -211,7 +211,7 @@ class Backbone:
 
     @property
     def is_packed(self) -> bool:
-        """Tell whether it was loaded for packed rows; else it runs padded, and can't be trained yet."""
+        """Tell whether it was loaded for packed rows; else it runs padded."""
         from adapters.runtime.attention import PACKED
 
         return bool(self.config._attn_implementation == PACKED)

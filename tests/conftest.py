@@ -61,6 +61,15 @@ def encoder_spec(encoder_folder):
 
 
 @pytest.fixture(scope="session")
+def encoder_decoder_spec(tmp_path_factory):
+    from adapters.backbone import describe_backbone
+    from tests.tiny import save_backbone
+
+    folder = tmp_path_factory.mktemp("backbones") / "tiny-bart"
+    return describe_backbone(save_backbone(folder, "bart", sharpness=8))
+
+
+@pytest.fixture(scope="session")
 def decoder_tokenizer(decoder_folder):
     from adapters.tokenizer import load_tokenizer
 

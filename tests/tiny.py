@@ -121,10 +121,13 @@ def save_tokenizer(folder: Path, family: str) -> int:
     return inner.get_vocab_size()
 
 
-def save_backbone(folder: Path, model_type: str = "llama", seed: int = 0, **fields) -> Path:
+def save_backbone(
+    folder: Path, model_type: str = "llama", seed: int = 0, sharpness: float = 1, **fields
+) -> Path:
     """Write a random backbone of a type, with its tokenizer, and return its folder.
 
     Args:
+        sharpness: what a language head's weights are multiplied by; it bounds how sure a tiny model can be of a token.
         fields: of the config, in place of those in `MODELS`.
     """
     torch.manual_seed(seed)
@@ -137,6 +140,8 @@ def save_backbone(folder: Path, model_type: str = "llama", seed: int = 0, **fiel
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.normal_(0, 0.15)
+        if sharpness != 1:
+            model.get_output_embeddings().weight.mul_(sharpness)
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.normal_()
     model.save_pretrained(folder)

@@ -69,7 +69,7 @@ class Setup:
         if spec.family not in task.families:
             raise InvalidRequest(
                 f"'{task.name}' writes text, which an {spec.family} such as '{spec.name}' can't. "
-                "Choose a decoder with --backbone.",
+                "Choose a decoder or an encoder-decoder with --backbone.",
                 param="backbone",
             )
         return task
@@ -91,7 +91,7 @@ class Setup:
                 raise InvalidData(
                     f"Line {example.line}: {error.message}", param=error.param
                 ) from error
-            if all(len(row.token_ids) <= limit for row in labelled):
+            if all(len(row.token_ids) <= limit and self._can_write(row) for row in labelled):
                 rows += [replace(row, weight=example.weight) for row in labelled]
                 kept.append(example)
                 masked += [example.line] if all(map(is_masked, labelled)) else []
@@ -117,6 +117,13 @@ class Setup:
     def _room(self) -> int:
         parameters = self.task.Parameters.model_validate({})
         return row_room(self.task, self.backbone.spec, parameters)
+
+    def _can_write(self, row: Labelled) -> bool:
+        """Tell whether an answer has room on the decoder's side of an encoder-decoder."""
+        backbone = self.backbone
+        if backbone.spec.family != "encoder-decoder" or self.task.head(backbone.spec.family):
+            return True
+        return len(backbone.start_ids) + len(row.labels) <= backbone.spec.max_tokens
 
     def plan(self, rows: list[Labelled]) -> FitPlan:
         """Return the optimisation in numbers.

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from adapters.architectures import ARCHITECTURES
 from adapters.backbone import Backbone
-from adapters.errors import InvalidRequest, UnsupportedBackbone
+from adapters.errors import InvalidRequest
 from adapters.runtime.gradient_kernels import GradientKernels
 from adapters.runtime.kernels import fits, load_kernels
-from adapters.runtime.pack import pack_rows
 from adapters.tasks.base import HeadSpec, Labelled
 from adapters.tasks.heads import Head, build_head, row_loss
-from training.attention import KernelAttention
 from training.contract import LoraSettings
 from training.frozen import FrozenLayers, frozen_layers
 from training.lora_layers import replace_forwards
 from training.parts import replace_parts
+from training.passes import run_encoder, run_packed, run_padded, run_sequences
 from training.pissa import doubled, start_principal
 
 
@@ -58,14 +56,12 @@ class Trainee:
 
     def hidden_states(self, rows: Sequence[Labelled]) -> tuple[Tensor, Tensor]:
         """Return a batch's hidden states ``[T, D]`` and its rows' B + 1 token borders."""
-        device = self.backbone.device
-        lengths = [len(row.token_ids) for row in rows]
-        pack = pack_rows(lengths, device=device)
-        if self.kernels is not None:
-            attend = KernelAttention(self.kernels, pack.bounds, lengths[-1])
-            pack = replace(pack, attend=attend)
-        token_ids = torch.tensor([t for row in rows for t in row.token_ids], device=device)
-        return self.backbone.hidden_states(token_ids, pack), pack.bounds
+        backbone = self.backbone
+        if backbone.is_packed:
+            return run_packed(backbone, rows, self.kernels)
+        if backbone.spec.family != "encoder-decoder":
+            return run_padded(backbone, rows)
+        return run_sequences(backbone, rows) if self.head is None else run_encoder(backbone, rows)
 
     def loss_of(
         self, hidden_TD: Tensor, bounds: Tensor, rows: Sequence[Labelled], smoothing: float = 0.0
@@ -104,22 +100,20 @@ def build_trainee(
         frozen_bytes: how much of the layers below the first adapted one may be kept, row by row.
 
     Raises:
-        InvalidRequest: the settings name no module of this backbone.
-        UnsupportedBackbone: it runs padded, which is for serving only.
+        InvalidRequest: the settings name no module of this backbone, or can't be had on it.
     """
-    if not backbone.is_packed:
-        raise UnsupportedBackbone(
-            f"Backbone '{backbone.spec.name}' of type '{backbone.spec.model_type}' can be served, but not yet "
-            f"trained on. Types that can: {', '.join(t for t, a in ARCHITECTURES.items() if a.is_packed)} "
-            "(decoders without sliding windows).",
-            param="backbone",
+    if frozen_bytes and not backbone.is_packed:
+        raise InvalidRequest(
+            f"fit.frozen_cache_bytes '{frozen_bytes}' keeps rows of packs, and '{backbone.spec.name}' of type "
+            f"'{backbone.spec.model_type}' runs padded. Leave it at 0.",
+            param="fit.frozen_cache_bytes",
         )
     torch.manual_seed(seed)
     rank, alpha = lora.rank, lora.alpha
     if lora.init == "pissa":
         _check_not_quantised(backbone)
         rank, alpha = doubled(rank, alpha, lora.use_rslora)
-    adapted = target_modules(backbone, lora)
+    adapted = target_modules(backbone, lora, has_head=head is not None)
     config = LoraConfig(
         r=rank,
         # peft wants whole numbers in its annotations only; fractions work.
@@ -174,12 +168,16 @@ def _speed_up(backbone: Backbone, kernels: GradientKernels | None) -> Callable[[
     return undo
 
 
-def target_modules(backbone: Backbone, lora: LoraSettings) -> list[str]:
-    """Return full paths of the modules to adapt; full, for peft matches short names in surprising places."""
+def target_modules(backbone: Backbone, lora: LoraSettings, *, has_head: bool) -> list[str]:
+    """Return full paths of the modules to adapt; full, for peft matches short names in surprising places.
+
+    A head reads the encoder of an encoder-decoder, so that its decoder is left as it is.
+    """
     names = list(backbone.spec.modules)
+    if has_head and backbone.spec.family == "encoder-decoder":
+        names = [name for name in names if "decoder" not in name.split(".")]
     if lora.last_layers is not None:
-        first = backbone.config.num_hidden_layers - lora.last_layers
-        names = [name for name in names if _layer_of(name) >= first]
+        names = _in_last_layers(names, lora.last_layers)
     if lora.target_modules != "all-linear":
         wanted = tuple(lora.target_modules)
         names = [n for n in names if n in wanted or n.endswith(tuple(f".{w}" for w in wanted))]
@@ -193,5 +191,17 @@ def target_modules(backbone: Backbone, lora: LoraSettings) -> list[str]:
     return names
 
 
-def _layer_of(path: str) -> int:
-    return next((int(part) for part in path.split(".") if part.isdigit()), -1)
+def _in_last_layers(names: Sequence[str], num_layers: int) -> list[str]:
+    """Return the modules in the last layers of their stack; an encoder-decoder has two."""
+    places = {name: _layer_of(name) for name in names}
+    ends: dict[str, int] = {}
+    for stack, layer in places.values():
+        ends[stack] = max(layer + 1, ends.get(stack, 0))
+    return [n for n, (stack, layer) in places.items() if layer >= max(0, ends[stack] - num_layers)]
+
+
+def _layer_of(path: str) -> tuple[str, int]:
+    """Return a module's stack of layers, and its layer in there; -1 outside of layers."""
+    parts = path.split(".")
+    place = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return ("", -1) if place is None else (".".join(parts[:place]), int(parts[place]))

@@ -1,10 +1,14 @@
 """Fitting: it learns, it pauses and goes on exactly, and it touches nothing but LoRA and head."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from adapters.architectures import ARCHITECTURES
@@ -84,20 +88,84 @@ def test_an_encoder_learns_too(encoder_spec, tmp_path):
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("model_type", [t for t, a in ARCHITECTURES.items() if a.is_packed])
-def test_every_architecture_that_runs_packed_can_learn_in_each_of_its_layers(tmp_path, model_type):
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_architecture_can_learn_in_each_of_its_layers(tmp_path, model_type):
     spec = describe_backbone(save_backbone(tmp_path / model_type, model_type))
     trainee = build_trainee(
         load_backbone(spec, "float32"), LoraSettings(rank=4), classifier().head(spec.family), 0
     )
     loss, num_labels = trainee.loss(ROWS["text-classification"][:2])
     loss.backward()
-    moved = {
-        name for name, p in trainee.parameters().items() if p.grad is not None and p.grad.any()
-    }
-    assert sum("lora_B" in name for name in moved) == len(spec.modules)
+    moved = moved_parameters(trainee)
+    # A head reads the encoder of an encoder-decoder.
+    read = [name for name in spec.modules if "decoder" not in name.split(".")]
+    wanted = read if spec.family == "encoder-decoder" else list(spec.modules)
+    assert sum("lora_B" in name for name in moved) == len(wanted)
     assert {"head.weight", "head.bias"} <= moved
     assert num_labels == 2
+
+
+def moved_parameters(trainee):
+    return {name for name, p in trainee.parameters().items() if p.grad is not None and p.grad.any()}
+
+
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "bart", "mbart", "marian", "pegasus"])
+def test_what_an_encoder_decoder_learns_to_write_has_the_librarys_loss_and_gradients(
+    tmp_path, model_type
+):
+    spec = describe_backbone(save_backbone(tmp_path / model_type, model_type))
+    trainee = build_trainee(load_backbone(spec, "float32"), LoraSettings(rank=4), None, 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainee.parameters().values():
+            parameter.normal_(0, 0.1, generator=generator)
+    trainee.backbone.model.eval()
+    rows = [Labelled([7 + i, *range(9, 12 + 9 * i), 50 + i, 2], [50 + i, 2]) for i in range(3)]
+    loss, num_labels = trainee.loss(rows)
+    loss.backward()
+    ours = {name: p.grad.clone() for name, p in trainee.parameters().items()}
+    assert num_labels == 6
+    assert len(moved_parameters(trainee)) == 2 * len(spec.modules)
+
+    trainee.undo()
+    total = 0
+    for parameter in trainee.parameters().values():
+        parameter.grad = None
+    for row in rows:
+        stock = trainee.backbone.model(
+            input_ids=torch.tensor([row.token_ids[:-2]]),
+            decoder_input_ids=torch.tensor([[*trainee.backbone.start_ids, *row.labels[:-1]]]),
+        )
+        logits = stock.logits[0, -len(row.labels) :]
+        each = cross_entropy(logits, torch.tensor(row.labels), reduction="sum")
+        each.backward()
+        total += each.detach()
+    torch.testing.assert_close(loss.detach(), total, atol=1e-4, rtol=1e-5)
+    for name, p in trainee.parameters().items():
+        scale = float(p.grad.abs().max())
+        torch.testing.assert_close(ours[name], p.grad, atol=2e-4 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_the_last_layers_of_an_encoder_decoder_are_those_of_both_its_sides(tmp_path, model_type):
+    spec = describe_backbone(save_backbone(tmp_path / model_type, model_type))
+    lora = LoraSettings(rank=4, last_layers=1)
+    trainee = build_trainee(load_backbone(spec, "float32"), lora, None, 0)
+    adapted = {
+        n.split(".lora_")[0].removeprefix("base_model.model.")
+        for n in trainee.parameters()
+        if ".lora_" in n
+    }
+    layers = {re.search(r"(encoder|decoder)\.\w+\.\d+", name).group() for name in adapted}
+    stack = "block" if model_type == "t5" else "layers"
+    assert layers == {f"encoder.{stack}.1", f"decoder.{stack}.2"}
+
+
+def test_a_backbone_that_runs_padded_has_no_frozen_cache(tmp_path):
+    spec = describe_backbone(save_backbone(tmp_path / "t5", "t5"))
+    lora = LoraSettings(rank=4, last_layers=1)
+    with pytest.raises(InvalidRequest, match=r"frozen_cache_bytes '9'.*padded"):
+        build_trainee(load_backbone(spec, "float32"), lora, None, 0, frozen_bytes=9)
 
 
 def test_what_gpt2_learned_is_what_stock_peft_and_the_engine_answer(tmp_path):
@@ -151,17 +219,33 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(decoder_spec, tmp_
         run(decoder_spec, "text-classification", tmp_path, settings)
 
 
-def test_a_batch_loss_is_the_mean_of_its_rows_alone(decoder_spec):
-    backbone = load_backbone(decoder_spec, "float32")
-    for task, rows in ROWS.items():
-        trainee = build_trainee(backbone, LoraSettings(), TASKS[task]().head("decoder"), 0)
-        some = sorted(rows[:7], key=lambda row: len(row.token_ids))
+@pytest.mark.parametrize("model_type", ["llama", "bert", "bloom", "gptj", "mpnet", "t5", "marian"])
+def test_a_batch_loss_is_the_sum_of_its_rows_alone(tmp_path, model_type):
+    spec = describe_backbone(save_backbone(tmp_path / model_type, model_type))
+    backbone = load_backbone(spec, "float32")
+    for name, make in TASKS.items():
+        task = make()
+        if spec.family not in task.families:
+            continue
+        trainee = build_trainee(backbone, LoraSettings(), task.head(spec.family), 0)
+        backbone.model.eval()
+        some = [lengthened(row, i) for i, row in enumerate(ROWS[name][:7])]
         with torch.no_grad():
             total, num_labels = trainee.loss(some)
             alone = [trainee.loss([row]) for row in some]
         assert num_labels == sum(n for _, n in alone)
         torch.testing.assert_close(total, sum(loss for loss, _ in alone), atol=1e-4, rtol=1e-4)
         trainee.release()
+
+
+def lengthened(row, number):
+    """The row with so many times five tokens before it, so that rows of a batch differ in length."""
+    more = [20 + number] * 5 * number
+    first, stop = (place + len(more) for place in row.read)
+    labels = row.labels
+    if row.read != (0, 0):
+        labels = [label + len(more) for label in labels]
+    return replace(row, token_ids=more + row.token_ids, labels=labels, read=(first, stop))
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapters.errors import EnvironmentProblem
+from adapters.errors import EnvironmentProblem, InvalidRequest
 from service.commands.options import BackboneName, Home, load
 
 if TYPE_CHECKING:
     from benchmarks.session import Session
+    from training.contract import BackTranslationSettings
 
 app = typer.Typer(help="Measure this machine, beside other systems.", no_args_is_help=True)
 
@@ -91,6 +92,45 @@ def bench_accuracy(
     with _session(home) as session:
         rows = run_accuracy(session, data, names, out)
         session.say(table(rows))
+
+
+@app.command("ablation")
+def bench_ablation(
+    data: Data,
+    only: Annotated[
+        str | None, typer.Option(help="Studies or sets, such as augmentation,squad_v1.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of cells; what it holds is not run again.")
+    ] = Path("bench-ablation"),
+    translators: Annotated[
+        str | None,
+        typer.Option(help="THERE,BACK: translation adapters of a running server, to translate by."),
+    ] = None,
+    url: Annotated[str, typer.Option(help="Of that server.")] = "http://127.0.0.1:8000",
+    home: Home = None,
+) -> None:
+    """Measure what augmentation, and adapting the last layers only, do to accuracy and time."""
+    with _source_tree():
+        from benchmarks.ablation import run_ablation, table
+    names = [name.strip() for name in only.split(",")] if only else []
+    with _session(home) as session:
+        rows = run_ablation(session, data, names, out, _back_translation(translators, url))
+        session.say(table(rows))
+
+
+def _back_translation(translators: str | None, url: str) -> BackTranslationSettings | None:
+    from training.contract import BackTranslationSettings
+
+    if translators is None:
+        return None
+    there, _, back = translators.partition(",")
+    if not there or not back:
+        raise InvalidRequest(
+            f"--translators '{translators}' are not two adapters. Write THERE,BACK, such as en-zh,zh-en.",
+            param="translators",
+        )
+    return BackTranslationSettings(url=url, there=there, back=back)
 
 
 @contextmanager

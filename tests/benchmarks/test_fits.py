@@ -4,15 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from adapters.backbone import describe_backbone
 from adapters.errors import InvalidRequest
 from adapters.tokenizer import load_tokenizer
-from benchmarks.accuracy import OURS, STOCK, Cell, _row, table
+from benchmarks.ablation import Study, Variant, run_ablation, run_study
+from benchmarks.accuracy import OURS, STOCK, _row, table
+from benchmarks.cells import Cell
 from benchmarks.fits import FitSet, cut_set, prepare_work
 from benchmarks.peers import fit_ours, fit_trainer
 from benchmarks.peers.fit_job import OUTCOME_NAME
-from benchmarks.session import Model
+from benchmarks.session import Model, Options, Session
 from training.contract import FitSettings
 
 ROWS = {
@@ -121,11 +124,42 @@ def test_a_difference_has_an_interval_over_rows_drawn_alike(model, tmp_path):
     right = [example.target.label for example in work.examples]
     wrong = ["+" if label == "-" else "-" for label in right]
     fit_set = FitSet("set", "text-classification", "tiny")
-    same = _row(fit_set, work, {OURS: cells(work, OURS, right), STOCK: cells(work, STOCK, right)})
+    same = _row(fit_set, work, cells(work, OURS, right), cells(work, STOCK, right))
     assert (same.difference, same.low, same.high) == (0, 0, 0)
     half = right[:3] + wrong[3:]
-    row = _row(fit_set, work, {OURS: cells(work, OURS, right), STOCK: cells(work, STOCK, half)})
+    row = _row(fit_set, work, cells(work, OURS, right), cells(work, STOCK, half))
     assert row.difference == pytest.approx(50)
     assert 0 <= row.low < 50 < row.high <= 100
     assert "| set | tiny | accuracy | 1 |" in table([row])
     assert "+50.0" in table([row])
+
+
+@pytest.fixture
+def session(tmp_path):
+    return Session(Options(threads=1), tmp_path / "home", tmp_path / "scratch", Console(quiet=True))
+
+
+def test_a_study_compares_variants_with_the_plain_run_and_goes_on(
+    session, decoder_folder, tmp_path
+):
+    write_set(tmp_path / "data", "set", ROWS["text-classification"])
+    fit_set = FitSet("set", "text-classification", str(decoder_folder))
+    variants = (
+        Variant("plain"),
+        Variant("swap", {"swap": 0.5}),
+        Variant("last-1", last_layers=1, keeps_frozen=True),
+    )
+    study = Study("tiny", fit_set, 2_000, 800, 2, variants)
+    rows = run_study(session, study, tmp_path / "data", tmp_path / "out")
+    assert [row.variant for row in rows] == ["plain", "swap", "last-1"]
+    assert rows[0].difference == 0
+    assert all(row.seeds == 2 and row.speed > 0 for row in rows)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    assert len(kept) == 6
+    assert run_study(session, study, tmp_path / "data", tmp_path / "out") == rows
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_an_unknown_study_is_refused_with_those_there_are(session, tmp_path):
+    with pytest.raises(InvalidRequest, match=r"'nothing'.*augmentation.*layers"):
+        run_ablation(session, tmp_path, ["nothing"], tmp_path / "out")

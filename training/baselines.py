@@ -29,38 +29,60 @@ def baselines(
 
 
 def _text_predictions(train: Sequence[Example], test: Sequence[Example]) -> list[dict[str, Any]]:
-    """Return the answers of TF-IDF with logistic regression to classes, or ridge regression to scores; else none.
-
-    None for several labels a text: there, no one linear model is the usual yardstick.
-    """
+    """Return the answers of TF-IDF with a linear model to classes, sets of labels or scores; else none."""
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
 
     rows = train if len(train) <= _MOST_ROWS else random.Random(0).sample(train, _MOST_ROWS)
     if not rows or not isinstance(rows[0].target, ClassificationTarget | RegressionTarget):
         return []
-    if isinstance(rows[0].target, ClassificationTarget) and rows[0].target.labels is not None:
-        return []
-    is_class = isinstance(rows[0].target, ClassificationTarget)
-    texts = [_text(example) for example in rows]
     answers = [_answer(example) for example in rows]
     if len(set(answers)) < 2:
         return []
+    texts = [_text(example) for example in rows]
     # Letters rather than words where words are not set apart by blanks, or there are none.
     how: dict[str, Any] = {"ngram_range": (1, 2)}
     if is_unspaced("".join(texts[:1000])) or not any(_WORD.search(text) for text in texts):
         how = {"analyzer": "char", "ngram_range": (1, 3)}
-    model = LogisticRegression(max_iter=1000, C=10) if is_class else Ridge()
-    pipeline = make_pipeline(TfidfVectorizer(sublinear_tf=True, **how), model)
-    name = "label" if is_class else "score"
-    pipeline.fit(texts, answers)
-    return [{name: answer} for answer in pipeline.predict([_text(e) for e in test]).tolist()]
+    model = _Linear(rows[0].target)
+    pipeline = make_pipeline(TfidfVectorizer(sublinear_tf=True, **how), model.estimator)
+    pipeline.fit(texts, model.learnable(answers))
+    return model.predictions(pipeline.predict([_text(e) for e in test]))
 
 
-def _answer(example: Example) -> str | float | None:
+class _Linear:
+    """The linear model for a kind of answer: logistic regression, one for each of several labels, or ridge."""
+
+    def __init__(self, target: ClassificationTarget | RegressionTarget) -> None:
+        from sklearn.linear_model import LogisticRegression, Ridge
+        from sklearn.multiclass import OneVsRestClassifier
+        from sklearn.preprocessing import MultiLabelBinarizer
+
+        self._marks = None
+        self._field = "label"
+        self.estimator: Any = LogisticRegression(max_iter=1000, C=10)
+        if isinstance(target, RegressionTarget):
+            self._field, self.estimator = "score", Ridge()
+        elif target.labels is not None:
+            self._field, self._marks = "labels", MultiLabelBinarizer()
+            self.estimator = OneVsRestClassifier(self.estimator)
+
+    def learnable(self, answers: Sequence[Any]) -> Any:
+        """Return answers as the model is fitted to them."""
+        return answers if self._marks is None else self._marks.fit_transform(answers)
+
+    def predictions(self, found: Any) -> list[dict[str, Any]]:
+        """Return what the model found, as the task's own predictions."""
+        told = found.tolist() if self._marks is None else self._marks.inverse_transform(found)
+        return [{self._field: list(x) if self._marks else x} for x in told]
+
+
+def _answer(example: Example) -> str | float | tuple[str, ...]:
     target = example.target
-    return target.score if isinstance(target, RegressionTarget) else getattr(target, "label", None)
+    if isinstance(target, RegressionTarget):
+        return target.score
+    assert isinstance(target, ClassificationTarget)
+    return tuple(target.labels) if target.labels is not None else str(target.label)
 
 
 def _text(example: Example) -> str:

@@ -20,6 +20,12 @@ from adapters.tasks.metrics import Tally, rouge_tally
 from adapters.tasks.pieces import join_texts, split_text
 from adapters.tokenizer import Tokenizer
 
+_LEADS = (
+    1,
+    3,
+)  # sentences: as long as a headline, and as an abstract of the news (See et al., arXiv 1704.04368)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s|(?<=[。！？])")
+
 
 class SummarizationOptions(InstructionOptions):
     instruction: str = Field(
@@ -151,14 +157,16 @@ class Summarization(
         requests: Sequence[SummarizationRequest],
         targets: Sequence[SummarizationTarget],
     ) -> dict[str, dict[str, float]]:
-        leads = [first_sentence(request.text) for request in requests]
-        return {"lead_1": rouge_tally(leads, [target.summary for target in targets]).metrics()}
+        summaries = [target.summary for target in targets]
+        leads = {n: [first_sentences(request.text, n) for request in requests] for n in _LEADS}
+        return {f"lead_{n}": rouge_tally(lead, summaries).metrics() for n, lead in leads.items()}
 
 
 def _takes_parts(parameters: GenerationParameters) -> bool:
     return isinstance(parameters, SummarizationParameters) and parameters.long_text == "parts"
 
 
-def first_sentence(text: str) -> str:
-    """Return a text up to the end of its first sentence (the lead-1 baseline of summarization)."""
-    return re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)[0]
+def first_sentences(text: str, count: int) -> str:
+    """Return a text up to the end of its first sentences (the lead-k baseline of summarization)."""
+    ends = [match.start() for match in _SENTENCE_END.finditer(text.strip())]
+    return text.strip()[: ends[count - 1]] if len(ends) >= count else text.strip()

@@ -88,3 +88,20 @@ def test_a_file_sorted_by_label_is_drawn_from_as_a_whole(monkeypatch):
     task = get_task("text-classification", {"labels": ["+", "-"]})
     assert "tfidf" in baselines(task, rows, rows)
     assert "tfidf" not in baselines(task, rows[:50], rows[:50])
+
+
+def test_several_labels_a_text_have_a_baseline_of_one_model_each():
+    cls = task_class("text-classification")
+    words = {"a": "alpha one", "b": "beta two"}
+    sets = [[], ["a"], ["b"], ["a", "b"]]
+    rows = [
+        Example(
+            cls.Request(text=f"text {' '.join(words[n] for n in sets[i % 4])}"),
+            cls.Target(labels=sets[i % 4]),
+            i,
+        )
+        for i in range(40)
+    ]
+    task = get_task("text-classification", {"labels": ["a", "b"], "multi_label": True})
+    found = baselines(task, rows[:28], rows[28:])
+    assert found["tfidf"][task.primary_metric] > 0.95

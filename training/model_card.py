@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from adapters.bundle import Manifest
+from adapters.packaged import PACKAGED
 
 _HUB_TAGS = {"regression": "text-classification"}  # the Hub knows no tag for scores of texts
 _DATASET = "training file"  # its name may be private; its fingerprint is told
@@ -63,7 +64,7 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
     header: dict[str, Any] = {
         "library_name": "peft",
         "pipeline_tag": _HUB_TAGS.get(manifest.task, manifest.task),
-        "base_model": manifest.backbone.name,
+        "base_model": _hub_id(manifest.backbone.name),
         "tags": ["lora", "headstock"],
     }
     after = manifest.metrics.get("after")
@@ -89,3 +90,8 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
             }
         ]
     return header
+
+
+def _hub_id(name: str) -> str:
+    """Return what the Hub calls a backbone, so that it can show the two together."""
+    return PACKAGED[name].hub_id if name in PACKAGED else name

@@ -112,20 +112,23 @@ def test_pictures_are_whole_svgs_whatever_their_names(names):
         assert ElementTree.fromstring(text.strip()).tag.endswith("svg")
 
 
-def test_the_card_is_what_the_hub_reads():
-    manifest = Manifest.model_validate(
+def manifest_on(backbone):
+    return Manifest.model_validate(
         {
             "task": "text-classification",
             "options": {},
             "head": None,
-            "backbone": BackboneReference(name="b: {x}", fingerprint="f" * 64, tokenizer="t" * 64),
+            "backbone": BackboneReference(name=backbone, fingerprint="f" * 64, tokenizer="t" * 64),
             "files": {},
             "metrics": {"after": {"accuracy": 0.75}, "majority": {"accuracy": 0.5}},
             "lineage": Lineage(data={"test": "s" * 64}, seed=3),
             "digest": "d" * 64,
         }
     )
-    card = model_card(manifest)
+
+
+def test_the_card_is_what_the_hub_reads():
+    card = model_card(manifest_on("b: {x}"))
     _, header, body = card.split("---\n", 2)
     read = yaml.safe_load(header)
     assert read["base_model"] == "b: {x}"
@@ -134,3 +137,8 @@ def test_the_card_is_what_the_hub_reads():
     assert results["dataset"]["revision"] == "s" * 64
     assert "PeftModel.from_pretrained" in body
     assert "| majority | accuracy | 0.5000 |" in body
+
+
+def test_the_card_names_a_packaged_backbone_as_the_hub_does():
+    header = model_card(manifest_on("all-minilm-l6-v2")).split("---\n", 2)[1]
+    assert yaml.safe_load(header)["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"

@@ -28,10 +28,12 @@ class Witness:
 
     Args:
         values: of each row, the head's logits or, without a head, the log-probability of the likeliest next token.
+        sizes: of each row, the largest of the logits that its values come from.
     """
 
     rows: list[list[int]]
     values: list[torch.Tensor]
+    sizes: list[float]
 
 
 @torch.no_grad()
@@ -39,15 +41,17 @@ def take_witness(trainee: Trainee, rows: Sequence[Labelled]) -> Witness:
     """Return what a trainee answers to the first rows."""
     trainee.backbone.model.eval()
     token_ids = [_prompt(trainee, row) for row in rows[:_ROWS]]
-    values = []
+    values, sizes = [], []
     for ids in token_ids:
         hidden_TD, bounds = trainee.hidden_states([Labelled(ids, [])])
         if trainee.head is not None:
-            values.append(trainee.head(hidden_TD, bounds).squeeze(0).cpu())
+            logits = trainee.head(hidden_TD, bounds).squeeze(0)
+            values.append(logits.cpu())
         else:
-            logits_V = trainee.backbone.next_token_logits(hidden_TD[-1:])[0].float()
-            values.append(logits_V.log_softmax(-1).max().cpu())
-    return Witness(token_ids, values)
+            logits = trainee.backbone.next_token_logits(hidden_TD[-1:])[0].float()
+            values.append(logits.log_softmax(-1).max().cpu())
+        sizes.append(float(logits.abs().max()))
+    return Witness(token_ids, values, sizes)
 
 
 def _prompt(trainee: Trainee, row: Labelled) -> list[int]:
@@ -90,7 +94,9 @@ def lost_weights(
         output = result.output
         found = torch.tensor(output.logprobs[0].logprob if not has_head else output.logits)
         gap = float((found.reshape(value.shape) - value).abs().max())
-        limit = _TOLERANCE.get(backbone.dtype, 0.08) * max(1.0, float(value.abs().max()))
+        # A likely token's log-probability is small, but rounded as coarsely as the logits that it is told from.
+        steps = 2 * torch.finfo(backbone.dtype).eps * witness.sizes[number]
+        limit = _TOLERANCE.get(backbone.dtype, 0.08) * max(1.0, float(value.abs().max())) + steps
         if not gap <= limit:
             yield (
                 f"The saved bundle answers otherwise than the model that was trained: logits differ by '{gap:.3g}', at "

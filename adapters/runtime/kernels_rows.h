@@ -69,7 +69,8 @@ struct drop {
 };
 
 static inline struct drop drop_of(int64_t seed, float p) {
-    return (struct drop){(uint32_t)seed, (uint32_t)(p * 4294967296.0), p < 1 ? 1.0f / (1.0f - p) : 0};
+    if (p >= 1) return (struct drop){(uint32_t)seed, UINT32_MAX, 0};
+    return (struct drop){(uint32_t)seed, (uint32_t)(p * 4294967296.0), 1.0f / (1.0f - p)};
 }
 
 /* A number for a place: a hash, so that it can be drawn again (lowbias32: Wellons, github.com/skeeto/hash-prospector). */

@@ -1,13 +1,16 @@
 """Did it learn: a fit that changed nothing, a bundle that lost its head, and a task that guesses are all found."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapters.backbone import load_backbone
+from adapters.backbone import describe_backbone, load_backbone
 from adapters.tasks.base import Labelled
 from adapters.tasks.catalog import get_task
 from tests.bundles import classifier, reseal, summarizer
+from tests.tiny import save_backbone
 from training.contract import LoraSettings
 from training.export import seal, write_weights
 from training.trainer import build_trainee
@@ -64,6 +67,22 @@ def test_a_bundle_with_other_weights_is_found(decoder_spec, tmp_path):
     reseal(tmp_path / "bundle", {name: 0.5 * tensor for name, tensor in weights.items()})
     (problem,) = lost_weights(witness, trainee.backbone, tmp_path / "bundle", True)
     assert "answers otherwise" in problem
+
+
+@pytest.mark.parametrize(("shift", "is_found"), [(0.15, False), (1.0, True)])
+def test_a_likely_tokens_probability_may_be_off_by_what_its_logits_are_rounded_to(
+    tmp_path, shift, is_found
+):
+    spec = describe_backbone(save_backbone(tmp_path / "sharp", sharpness=4))
+    task = summarizer()
+    trainee = trained(spec, task, "bfloat16")
+    witness = take_witness(trainee, WRITTEN)
+    assert min(witness.sizes) > 8  # where bf16 has steps of 0.0625
+    assert max(float(value.abs()) for value in witness.values) < 1.5
+    sealed(trainee, tmp_path / "bundle", spec, task)
+    other = replace(witness, values=[value + shift for value in witness.values])
+    problems = list(lost_weights(other, trainee.backbone, tmp_path / "bundle", False))
+    assert bool(problems) == is_found
 
 
 @pytest.mark.parametrize(

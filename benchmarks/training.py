@@ -45,7 +45,7 @@ WORKLOADS: Mapping[str, Workload] = {
         FitSet("sentence_polarity", "text-classification", DEFAULT_BACKBONE), 12_000, "bfloat16"
     ),
     "T2": Workload(FitSet("scitldr", "summarization", DEFAULT_BACKBONE), 12_000, "bfloat16"),
-    "T3": Workload(FitSet("banking77", "text-classification", DEFAULT_ENCODER), 40_000, "float32"),
+    "T3": Workload(FitSet("banking77", "text-classification", DEFAULT_ENCODER), 40_000, "bfloat16"),
 }
 
 

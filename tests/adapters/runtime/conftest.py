@@ -13,7 +13,7 @@ from tests.bundles import answerer, classifier, save_bundle, summarizer
 PORTABLE = {"x86_64": "-march=x86-64-v3", "aarch64": "-march=armv8-a"}
 
 
-@pytest.fixture(scope="module", params=["native", "portable"])
+@pytest.fixture(scope="session", params=["native", "portable"])
 def kernels(request, tmp_path_factory):
     """The kernels as this processor runs them, and as an older one would."""
     with pytest.MonkeyPatch.context() as patch:

@@ -108,8 +108,8 @@ class _LoraProduct(torch.autograd.Function):
         low_TK = dropped_TI @ _join_a(pairs, x.dtype).T
         for (start, width, _), low_TR, b_OR in _members(ctx, places, low_TK, pairs):
             out_TO[:, start : start + width].addmm_(low_TR, b_OR.T)
-        ctx.places = places
-        ctx.save_for_backward(x if dropped is x else dropped, low_TK, weight_OI, *pairs)
+        ctx.places, ctx.is_plain = places, dropped is x
+        ctx.save_for_backward(dropped, low_TK, weight_OI, *pairs)
         return cut(out, widths)
 
     @staticmethod
@@ -129,7 +129,10 @@ class _LoraProduct(torch.autograd.Function):
         paired = [g for pair in zip(split, grads, strict=True) for g in pair]
         x_grad = grad @ weight_OI if ctx.needs_input_grad[0] else None
         dropped_grad = None
-        if ctx.needs_input_grad[1]:
+        if ctx.is_plain and x_grad is not None:
+            low_part = x_grad.view(-1, x_grad.shape[-1])
+            low_part.addmm_(low_grad_TK, _join_a(pairs, grad.dtype))
+        elif ctx.needs_input_grad[1]:
             dropped_grad = (low_grad_TK @ _join_a(pairs, grad.dtype)).view(dropped.shape)
         return x_grad, dropped_grad, None, None, None, None, *paired
 

@@ -21,14 +21,14 @@ static void NAME(spread)(const TYPE *lines, int64_t stride, int64_t num, int64_t
 static void NAME(attend_one)(const TYPE *q, int64_t q_token, const TYPE *k, int64_t k_token, const TYPE *v, int64_t v_token,
                              int64_t num, int64_t size, float scale, int64_t causal, int64_t window, struct drop drop,
                              uint32_t line, TYPE *out, int64_t out_token, float *sums, float *space) {
-    int64_t cells = round_up(num, COLUMNS), width = round_up(size, COLUMNS);
+    int64_t cells = round_up(num, LANES), width = round_up(size, LANES);
     float *keys = space, *values = keys + cells * width, *query = values + cells * width;
     float *weights = query + BLOCK * width, *result = weights + BLOCK * cells;
     NAME(spread)(k, k_token, num, size, 1, keys, cells, width, 1);
     NAME(spread)(v, v_token, num, size, 1, values, cells, width, 0);
     for (int64_t first = 0; first < num; first += BLOCK) {
         int64_t count = num - first < BLOCK ? num - first : BLOCK;
-        int64_t stop = causal ? round_up(first + count, COLUMNS) : cells;
+        int64_t stop = causal ? round_up(first + count, LANES) : cells;
         NAME(spread)(q + first * q_token, q_token, count, size, scale, query, BLOCK, width, 0);
         multiply(query, width, 1, keys, cells, weights, cells, BLOCK, size, stop, 0);
         for (int64_t i = 0; i < count; i++) {
@@ -50,7 +50,7 @@ static void NAME(attend_one_back)(const TYPE *q, int64_t q_token, const TYPE *k,
                                   int64_t v_token, int64_t num, int64_t size, float scale, int64_t causal, int64_t window,
                                   struct drop drop, uint32_t line, const float *sums, const TYPE *grad, int64_t grad_token,
                                   TYPE *q_grad, int64_t q_grad_token, float *k_grad, float *v_grad, float *space) {
-    int64_t cells = round_up(num, COLUMNS), width = round_up(size, COLUMNS), whole = cells * width;
+    int64_t cells = round_up(num, LANES), width = round_up(size, LANES), whole = cells * width;
     float *keys = space, *turned_keys = keys + whole, *turned_values = turned_keys + whole, *k_sums = turned_values + whole;
     float *v_sums = k_sums + whole, *query = v_sums + whole, *above = query + BLOCK * width, *result = above + BLOCK * width;
     float *weights = result + BLOCK * width, *dropped = weights + BLOCK * cells;
@@ -60,7 +60,7 @@ static void NAME(attend_one_back)(const TYPE *q, int64_t q_token, const TYPE *k,
     memset(k_sums, 0, 2 * whole * sizeof(float));
     for (int64_t first = 0; first < num; first += BLOCK) {
         int64_t count = num - first < BLOCK ? num - first : BLOCK;
-        int64_t stop = causal ? round_up(first + count, COLUMNS) : cells;
+        int64_t stop = causal ? round_up(first + count, LANES) : cells;
         NAME(spread)(q + first * q_token, q_token, count, size, scale, query, BLOCK, width, 0);
         NAME(spread)(grad + first * grad_token, grad_token, count, size, 1, above, BLOCK, width, 0);
         multiply(query, width, 1, turned_keys, cells, weights, cells, BLOCK, size, stop, 0);
@@ -187,8 +187,6 @@ void NAME(drop_out)(const TYPE *x, TYPE *out, int64_t num, int64_t seed, float p
     uint32_t start = hash32(drop.seed);
 #pragma omp parallel for schedule(static) if (num > 4096)
     for (int64_t i = 0; i < num; i += LANES) {
-        float factors[LANES] __attribute__((aligned(64)));
-        for (int j = 0; j < LANES; j++) factors[j] = hash32((uint32_t)(i + j) ^ start) < drop.below ? 0.0f : drop.factor;
-        NAME(write)(out + i, NAME(read)(x + i, num - i) * *(vec *)factors, num - i);
+        NAME(write)(out + i, NAME(read)(x + i, num - i) * factors_of((uint32_t)i, start, drop), num - i);
     }
 }

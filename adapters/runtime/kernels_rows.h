@@ -1,39 +1,43 @@
 /* Parts of kernels_gradient.h that are the same for every dtype: small products, softmax and dropout of one line of scores. */
 #include <omp.h>
 
-#define LINES 8    /* lines of a product held in registers at once */
-#define COLUMNS 32 /* columns of them: two vectors */
+#define LINES 8 /* lines of a product held in registers at once, two vectors each */
 
 static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 /* Floats that attend_one and attend_one_back need. */
 int64_t attend_space(int64_t longest, int64_t size) {
-    int64_t cells = round_up(longest, COLUMNS), width = round_up(size, COLUMNS);
+    int64_t cells = round_up(longest, LANES), width = round_up(size, LANES);
     return 5 * cells * width + 3 * BLOCK * width + 2 * BLOCK * cells;
 }
 
+/* One or two vectors of columns of multiply. Inlined, so that their number is known. */
+static inline __attribute__((always_inline)) void multiply_columns(int vectors, const float *a, int64_t a_row, int64_t a_column,
+                                                                   const float *b, int64_t b_row, float *to, int64_t to_row,
+                                                                   int64_t rows, int64_t inner, int add) {
+    for (int64_t r = 0; r < rows; r += LINES) {
+        vec sums[LINES][2];
+        for (int i = 0; i < LINES; i++)
+            for (int j = 0; j < vectors; j++) sums[i][j] = add ? *(vec *)(to + (r + i) * to_row + j * LANES) : (vec){0};
+        const float *left = a + r * a_row;
+        for (int64_t k = 0; k < inner; k++)
+            for (int i = 0; i < LINES; i++) {
+                float weight = left[i * a_row + k * a_column];
+                for (int j = 0; j < vectors; j++) sums[i][j] += weight * *(const vec *)(b + k * b_row + j * LANES);
+            }
+        for (int i = 0; i < LINES; i++)
+            for (int j = 0; j < vectors; j++) *(vec *)(to + (r + i) * to_row + j * LANES) = sums[i][j];
+    }
+}
+
 /* to (+)= a b in fp32. a: [rows, inner] with strides, so that it may stand turned; b: [inner, columns]; rows are a multiple
- * of LINES, columns of COLUMNS. */
+ * of LINES, columns of LANES. */
 static void multiply(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *to,
                      int64_t to_row, int64_t rows, int64_t inner, int64_t columns, int add) {
-    for (int64_t c = 0; c < columns; c += COLUMNS)
-        for (int64_t r = 0; r < rows; r += LINES) {
-            vec sums[LINES][2];
-            for (int i = 0; i < LINES; i++)
-                for (int j = 0; j < 2; j++)
-                    sums[i][j] = add ? *(vec *)(to + (r + i) * to_row + c + j * LANES) : (vec){0};
-            const float *left = a + r * a_row, *right = b + c;
-            for (int64_t k = 0; k < inner; k++) {
-                vec x = *(const vec *)(right + k * b_row), y = *(const vec *)(right + k * b_row + LANES);
-                for (int i = 0; i < LINES; i++) {
-                    float weight = left[i * a_row + k * a_column];
-                    sums[i][0] += weight * x;
-                    sums[i][1] += weight * y;
-                }
-            }
-            for (int i = 0; i < LINES; i++)
-                for (int j = 0; j < 2; j++) *(vec *)(to + (r + i) * to_row + c + j * LANES) = sums[i][j];
-        }
+    int64_t c = 0;
+    for (; c + 2 * LANES <= columns; c += 2 * LANES)
+        multiply_columns(2, a, a_row, a_column, b + c, b_row, to + c, to_row, rows, inner, add);
+    if (c < columns) multiply_columns(1, a, a_row, a_column, b + c, b_row, to + c, to_row, rows, inner, add);
 }
 
 /* The cells that a token sees: [first, last). */
@@ -80,11 +84,23 @@ static inline uint32_t hash32(uint32_t x) {
     return x ^ (x >> 16);
 }
 
+typedef uint32_t places __attribute__((vector_size(4 * LANES)));
+
+/* What 16 numbers are multiplied by, the first of which has a place. */
+static inline vec factors_of(uint32_t place, uint32_t start, struct drop drop) {
+    const places steps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    places x = (steps + place) ^ start;
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    x = x ^ (x >> 16);
+    return choose((lanes)(x < drop.below), (vec){0}, (vec){0} + drop.factor);
+}
+
+/* num is a multiple of LANES. */
 static inline void drop_line(float *weights, int64_t num, struct drop drop, uint32_t line) {
     if (!drop.below) return;
-    uint32_t seed = hash32(line ^ drop.seed);
-#pragma omp simd
-    for (int64_t c = 0; c < num; c++) weights[c] *= hash32((uint32_t)c ^ seed) < drop.below ? 0.0f : drop.factor;
+    uint32_t start = hash32(line ^ drop.seed);
+    for (int64_t c = 0; c < num; c += LANES) *(vec *)(weights + c) *= factors_of((uint32_t)c, start, drop);
 }
 
 /* scores: S; dropped: dO V'. Leaves D(P) and dS = P (D(dO V') - sum(P D(dO V'))). */

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -75,8 +75,8 @@ def run_training(session: Session, names: Sequence[str], data: Path, path: Path)
     report = Report(machine, library_versions({}), source_commit(), rows)
     for name in names:
         work = _prepare(session, WORKLOADS[name], data)
-        outcomes = _time(session, name, WORKLOADS[name], work)
-        rows = with_ratios([*rows, *_measured(name, outcomes)])
+        outcomes, watched = _time(session, name, WORKLOADS[name], work)
+        rows = with_ratios([*rows, *_measured(name, outcomes, watched)])
         for system, each in outcomes.items():
             session.note(f"{name} {system}: {_share(work, each, machine):.0%} of the bf16 peak")
         report = Report(machine, report.versions, report.commit, rows)
@@ -95,14 +95,17 @@ def _prepare(session: Session, workload: Workload, data: Path) -> FitWork:
 
 def _time(
     session: Session, name: str, workload: Workload, work: FitWork
-) -> dict[str, list[FitOutcome]]:
+) -> tuple[dict[str, list[FitOutcome]], dict[str, FitOutcome]]:
+    """Return each system's timed fits, and one more of each whose memory was watched."""
     session.say(f"{name}: {workload.fit_set.label}, {work.num_rows} rows")
     job = work.job(workload.dtype, session.options.threads, 0, answer=False)
 
-    def fit(system: str, module: str, round_number: int) -> FitOutcome:
+    def fit(
+        system: str, module: str, round_number: int, *, watch_memory: bool = False
+    ) -> FitOutcome:
         out = session.scratch / f"{name}-{module}-{round_number}"
         try:
-            outcome = run_job(module, job, out)
+            outcome = run_job(module, replace(job, watch_memory=watch_memory), out)
         except subprocess.CalledProcessError as error:
             words = (out / "log.txt").read_text()[-2000:]
             raise RuntimeError(f"{system} failed:\n{words}") from error
@@ -110,17 +113,21 @@ def _time(
         return outcome
 
     systems = {system: partial(fit, system, module) for system, module in SYSTEMS.items()}
-    return run_rounds(systems, session.options.runs)
+    timed = run_rounds(systems, session.options.runs)
+    watched = {s: fit(s, m, session.options.runs, watch_memory=True) for s, m in SYSTEMS.items()}
+    return timed, watched
 
 
-def _measured(name: str, outcomes: Mapping[str, Sequence[FitOutcome]]) -> list[Measurement]:
+def _measured(
+    name: str, outcomes: Mapping[str, Sequence[FitOutcome]], watched: Mapping[str, FitOutcome]
+) -> list[Measurement]:
     speed = [
         measure(name, system, 1, "tokens/s", [each.tokens / each.seconds for each in runs])
         for system, runs in outcomes.items()
     ]
     memory = [
-        measure(f"{name} memory", system, 1, "MB", [each.peak_bytes / 1e6 for each in runs])
-        for system, runs in outcomes.items()
+        measure(f"{name} memory", system, 1, "MB", [each.peak_bytes / 1e6])
+        for system, each in watched.items()
     ]
     return [*speed, *memory]
 

@@ -30,7 +30,7 @@ def main() -> None:
     spec = describe_backbone(Path(job.folder))
     backbone = load_backbone(spec, cast(DtypeName, job.dtype), home=default_home())
     losses: list[float] = []
-    with PeakMemory() as memory:
+    with PeakMemory(is_on=job.watch_memory) as memory:
         lora = LoraSettings(rank=job.rank, alpha=job.alpha)
         trainee = build_trainee(backbone, lora, _head(job), job.seed)
         batches = _batches(job)

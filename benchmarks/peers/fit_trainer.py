@@ -52,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
     model = _load(job)
-    with PeakMemory() as memory:
+    with PeakMemory(is_on=job.watch_memory) as memory:
         model = _with_lora(model, job)
         seconds, loss = _fit(model, job)
     num_tokens = sum(len(row["token_ids"]) for row in job.train) * job.num_rows // len(job.train)

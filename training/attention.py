@@ -104,7 +104,7 @@ class _Attention(torch.autograd.Function):
         return *cut(grads, (heads, kv_heads, kv_heads), dim=1), None, None, None
 
 
-def rotated_forward(attention: Any) -> Callable[..., tuple[Tensor, None]]:
+def rotated_forward(attention: Any) -> Callable[..., Any]:
     """Return a forward for a Llama-like attention layer that computes it as serving's `KernelAttention` does."""
     size, window = attention.head_dim, getattr(attention, "sliding_window", None)
     own = attention.forward
@@ -113,14 +113,13 @@ def rotated_forward(attention: Any) -> Callable[..., tuple[Tensor, None]]:
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         *arguments: Any,
-        pack: Pack,
+        pack: Pack | None = None,
         **more: Any,
-    ) -> tuple[Tensor, None]:
+    ) -> Any:
+        if pack is None:  # it runs padded, through the library's own attention
+            return own(hidden_states, position_embeddings, *arguments, **more)
         if not isinstance(pack.attend, KernelAttention):
-            result: tuple[Tensor, None] = own(
-                hidden_states, position_embeddings, *arguments, pack=pack, **more
-            )
-            return result
+            return own(hidden_states, position_embeddings, *arguments, pack=pack, **more)
         layers = (attention.q_proj, attention.k_proj, attention.v_proj)
         query, key, value = (layer(hidden_states)[0].unflatten(-1, (-1, size)) for layer in layers)
         cos_1TD, sin_1TD = position_embeddings

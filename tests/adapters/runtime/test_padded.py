@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from adapters.backbone import describe_backbone, load_backbone
-from adapters.errors import InvalidRequest, UnsupportedBackbone
+from adapters.errors import InvalidRequest
 from adapters.runtime.engine import Engine
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.pack import pack_rows
 from adapters.runtime.padded import by_length, pad, spans_of
 from adapters.runtime.rows import Row
-from adapters.tasks.base import Generation
+from adapters.tasks.base import Generation, Labelled
 from adapters.tokenizer import load_tokenizer
+from tests.bundles import classifier
 from tests.rows import TEXTS, assert_same
 from tests.tiny import save_backbone
 from training.contract import LoraSettings
@@ -87,10 +88,22 @@ def test_closing_leaves_the_model_as_it_was(spec):
     assert not any(module._forward_hooks for module in before.values())
 
 
-def test_training_on_it_is_refused_with_the_types_that_can_be(spec):
-    backbone = load_backbone(spec, "float32", is_packed=False)
-    with pytest.raises(UnsupportedBackbone, match=r"not yet trained on.*llama"):
-        build_trainee(backbone, LoraSettings(), None, 0)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "bert"])
+def test_training_on_it_has_the_loss_and_gradients_of_packed_rows(tmp_path, model_type):
+    spec = describe_backbone(save_backbone(tmp_path / model_type, model_type))
+    rows = [Labelled([5 + i, *range(9, 12 + 7 * i)], [i % 2]) for i in range(4)]
+    found = []
+    for is_packed in (True, False):
+        backbone = load_backbone(spec, "float32", is_packed=is_packed)
+        trainee = build_trainee(backbone, LoraSettings(), classifier().head(spec.family), 0)
+        backbone.model.eval()
+        loss, _ = trainee.loss(rows)
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in trainee.parameters().items()}))
+    (packed, gradients), (padded, others) = found
+    torch.testing.assert_close(padded, packed, atol=1e-4, rtol=1e-4)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, atol=1e-4, rtol=1e-3)
 
 
 def test_a_padded_encoder_can_not_generate(tmp_path):

@@ -52,13 +52,14 @@ class KernelAttention:
         turn: tuple[Tensor, Tensor],
         scale: float,
         window: int | None,
+        dropout: float,
     ) -> Tensor:
         """Return causal attention of queries and keys that are rotated first, ``[T, H, D]``.
 
         Args:
             turn: cosines and sines of the tokens' positions, ``[T, D]``.
         """
-        how = self._how(scale, True, window, 0.0)
+        how = self._how(scale, True, window, dropout)
         out: Tensor = _Attention.apply(query_THD, key_TKD, value_TKD, turn, how, self.kernels)
         return out
 
@@ -124,7 +125,9 @@ def rotated_forward(attention: Any) -> Callable[..., Any]:
         query, key, value = (layer(hidden_states)[0].unflatten(-1, (-1, size)) for layer in layers)
         cos_1TD, sin_1TD = position_embeddings
         turn = (cos_1TD[0].contiguous(), sin_1TD[0].contiguous())
-        out_THD = pack.attend.rotated(query, key, value, turn, attention.scaling, window)
+        dropout = attention.attention_dropout if attention.training else 0.0
+        scale = attention.scaling
+        out_THD = pack.attend.rotated(query, key, value, turn, scale, window, dropout)
         return attention.o_proj(out_THD.flatten(1)[None]), None
 
     return forward

@@ -116,7 +116,7 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads_of: Tensor) -> Any:
         grad = joined(grads_of)
         dropped, low_TK, weight_OI, *pairs = ctx.saved_tensors
-        grad_TO = grad.view(-1, grad.shape[-1])
+        grad_TO = grad.reshape(-1, grad.shape[-1])
         low_grads: list[Tensor] = []
         grads: list[Tensor] = []
         for (start, width, scale), low_TR, b_OR in _members(ctx, ctx.places, low_TK, pairs):

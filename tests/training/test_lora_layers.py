@@ -127,6 +127,17 @@ def test_dropout_changes_the_low_rank_part_only():
         torch.testing.assert_close(left, right)
 
 
+@pytest.mark.usefixtures("way")
+def test_a_decoders_own_attention_dropout_is_honoured_in_fitting_and_only_there(tmp_path):
+    folder = save_backbone(tmp_path / "llama", "llama", attention_dropout=0.5)
+    backbone = load_backbone(describe_backbone(folder), "float32")
+    trainee = build_trainee(backbone, LoraSettings(), classifier().head("decoder"), 0)
+    with torch.no_grad():
+        assert trainee.loss(ROWS)[0] == trainee.loss(ROWS)[0]
+        backbone.model.train()
+        assert trainee.loss(ROWS)[0] != trainee.loss(ROWS)[0]
+
+
 def test_frozen_weights_are_held_once(tmp_path):
     trainee = made(tmp_path, "llama", "float32", SETTINGS["all"])
     layer = trainee.backbone.model.model.layers[0].self_attn

@@ -157,7 +157,7 @@ def masked_findings(lines: Sequence[int], num_rows: int) -> Iterator[Finding]:
         yield Finding(
             level="error" if len(lines) == num_rows else "warning",
             code="all_masked",
-            message=f"{len(lines)} training rows have no token with a label and teach nothing, the first on line "
+            message=f"Training rows with no token with a label, which teach nothing: {len(lines)}, the first on line "
             f"{lines[0]}.",
             param="data.train",
         )

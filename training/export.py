@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def seal(
     task: AnyTask,
     spec: BackboneSpec,
     metrics: dict[str, dict[str, float]],
+    intervals: Mapping[str, tuple[float, float]],
     data: dict[str, str],
     dtype: str,
     seed: int | None,
@@ -128,5 +130,5 @@ def seal(
         metrics=metrics,
         lineage=lineage,
     )
-    (folder / CARD_FILE).write_text(model_card(manifest))
+    (folder / CARD_FILE).write_text(model_card(manifest, intervals))
     return manifest

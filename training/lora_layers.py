@@ -106,7 +106,7 @@ class _LoraProduct(torch.autograd.Function):
         out = linear(x, weight_OI, bias_O)
         out_TO, dropped_TI = out.view(-1, out.shape[-1]), dropped.reshape(-1, dropped.shape[-1])
         low_TK = dropped_TI @ _join_a(pairs, x.dtype).T
-        for (start, width, _), low_TR, b_OR in _members(ctx, places, low_TK, pairs):
+        for (start, width, _), low_TR, b_OR in _members(places, low_TK, pairs):
             out_TO[:, start : start + width].addmm_(low_TR, b_OR.T)
         ctx.places, ctx.is_plain = places, dropped is x
         ctx.save_for_backward(dropped, low_TK, weight_OI, *pairs)
@@ -119,7 +119,7 @@ class _LoraProduct(torch.autograd.Function):
         grad_TO = grad.reshape(-1, grad.shape[-1])
         low_grads: list[Tensor] = []
         grads: list[Tensor] = []
-        for (start, width, scale), low_TR, b_OR in _members(ctx, ctx.places, low_TK, pairs):
+        for (start, width, scale), low_TR, b_OR in _members(ctx.places, low_TK, pairs):
             part_TO = grad_TO[:, start : start + width]
             low_grads.append(part_TO @ b_OR)
             grads.append((part_TO.T @ low_TR).float() * scale)
@@ -138,7 +138,7 @@ class _LoraProduct(torch.autograd.Function):
 
 
 def _members(
-    ctx: Any, places: Sequence[tuple[int, int, float]], low_TK: Tensor, pairs: Sequence[Tensor]
+    places: Sequence[tuple[int, int, float]], low_TK: Tensor, pairs: Sequence[Tensor]
 ) -> list[tuple[tuple[int, int, float], Tensor, Tensor]]:
     """Return each adapted member's place, its part of the low-rank inputs, and B with its scale."""
     b_OR = [b.detach() for b in pairs[1::2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -13,12 +14,16 @@ _HUB_TAGS = {"regression": "text-classification"}  # the Hub knows no tag for sc
 _DATASET = "training file"  # its name may be private; its fingerprint is told
 
 
-def model_card(manifest: Manifest) -> str:
-    """Return README.md: YAML for the Hub (``model-index``), metrics, data, and how to load it both ways."""
+def model_card(manifest: Manifest, intervals: Mapping[str, tuple[float, float]]) -> str:
+    """Return README.md: YAML for the Hub (``model-index``), metrics, data, and how to load it both ways.
+
+    Args:
+        intervals: of the metrics after training, 95 %; a metric without is shown alone.
+    """
     header = yaml.safe_dump(_metadata(manifest), sort_keys=False, allow_unicode=True)
     backbone = manifest.backbone
     rows = "".join(
-        f"| {whose} | {name} | {value:.4f} |\n"
+        f"| {whose} | {name} | {value:.4f} | {_interval(intervals.get(name)) if whose == 'after' else ''} |\n"
         for whose, values in manifest.metrics.items()
         for name, value in values.items()
     )
@@ -38,8 +43,8 @@ learned from its own data, it may still say.
 
 ## Metrics
 
-| of | metric | value |
-|---|---|---|
+| of | metric | value | 95 %, bootstrap over the test rows |
+|---|---|---|---|
 {rows}
 ## Data
 
@@ -58,6 +63,10 @@ With stock peft, which loads the LoRA weights{" but not the head (`head.safetens
     from peft import PeftModel
     model = PeftModel.from_pretrained(backbone_model, "FOLDER")
 """
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _metadata(manifest: Manifest) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def write_report(out: Path, config: RunConfig, result: RunResult) -> Path:
     """Write both files into a run's folder, from what lies there already; returns the page."""
     report = {
         "config": config.model_dump(mode="json"),
-        "result": result.model_dump(mode="json"),
+        # Through JSON: what is no number becomes null, which every reader of JSON takes.
+        "result": json.loads(result.model_dump_json()),
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "curves": read_curves(out / EVENTS_NAME),
         **_errors(out / PREDICTIONS_NAME),
@@ -135,7 +136,7 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(name for each in result["metrics"].values() for name in each))
     rows = [["of", *names]]
     for whose, values in result["metrics"].items():
-        cells = [f"{values[name]:.4f}" if name in values else "" for name in names]
+        cells = ["" if values.get(name) is None else f"{values[name]:.4f}" for name in names]
         if whose == "after":
             cells = [
                 f"{cell} ({' to '.join(f'{v:.3f}' for v in result['intervals'][name])})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,8 +47,6 @@ from training.trainer import Trainee
 from training.validation import Validation
 from training.verdict import lost_to_baselines, lost_weights, take_witness, unchanged_weights
 from training.world import World
-
-_MOST_LOSS = 700.0  # e to a higher power is no number
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +151,7 @@ class Run:
         write_weights(trainee, folder)
         problems = [*unchanged_weights(trainee)]
         witness, has_head = take_witness(trainee, rows), trainee.head is not None
-        written = {} if has_head or not test else self._perplexity(setup, trainee)
+        written = self._perplexity(setup, trainee) if test and not has_head else None
         trainee.release()
         # Sealed again after each of the next two: the engine takes sealed bundles only. Metrics are not in the digest.
         manifest = setup.seal(folder, metrics)
@@ -163,9 +160,11 @@ class Run:
             manifest = setup.seal(folder, metrics)
         if test:
             metrics |= self._test("after", setup.task, setup.backbone, setup.tokenizer, folder)
-            metrics["after"] |= written
+            if written is not None:
+                metrics["after"] |= written.metrics()
+                self._intervals |= intervals(written)
             metrics |= baselines(setup.task, self.inputs.splits.train, test)
-            manifest = setup.seal(folder, metrics)
+            manifest = setup.seal(folder, metrics, self._intervals)
         problems += lost_weights(witness, setup.backbone, folder, has_head)
         problems += self._lost(setup.task, metrics)
         return RunResult(
@@ -187,12 +186,11 @@ class Run:
             estimate=find_estimate(self.out, self.config),
         )
 
-    def _perplexity(self, setup: Setup, trainee: Trainee) -> dict[str, float]:
-        """Return the mean loss of a token of the test rows' right answers, and e to its power."""
+    def _perplexity(self, setup: Setup, trainee: Trainee) -> Tally:
+        """Read the right answers to the test rows: loss and perplexity."""
         rows = self.inputs.test
         with self.log.stage("perplexity", f"Reading the answers of {len(rows)} test rows"):
-            loss = Validation(setup.task, setup.tokenizer, rows).metrics(trainee)["loss"]
-        return {"loss": loss, "perplexity": math.exp(min(loss, _MOST_LOSS))}
+            return Validation(setup.task, setup.tokenizer, rows).written(trainee)
 
     def _lost(self, task: AnyTask, metrics: Metrics) -> Iterator[str]:
         """Yield the baselines that were not beaten, on validation rows or, without them, test rows."""

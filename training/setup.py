@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from adapters.backbone import Backbone
 from adapters.bundle import Manifest
@@ -23,6 +24,7 @@ from training.export import check_parent, load_weights, lora_settings_of, seal, 
 from training.findings import Finding
 from training.gate import check_examples
 from training.inputs import Inputs
+from training.resampling import Interval
 from training.trainer import Trainee, build_trainee
 
 Metrics = dict[str, dict[str, float]]
@@ -180,7 +182,12 @@ class Setup:
         self.seal(folder, {})
         return folder
 
-    def seal(self, folder: Path, metrics: Metrics) -> Manifest:
+    def seal(
+        self,
+        folder: Path,
+        metrics: Metrics,
+        intervals: Mapping[str, Interval] = MappingProxyType({}),
+    ) -> Manifest:
         """Make a version of weights that were written to a folder."""
         backbone = self.backbone
         return seal(
@@ -188,6 +195,7 @@ class Setup:
             task=self.task,
             spec=backbone.spec,
             metrics=metrics,
+            intervals=intervals,
             data=self.inputs.fingerprints(),
             dtype=str(backbone.dtype).removeprefix("torch."),
             seed=self.config.fit.seed,

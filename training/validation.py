@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adapters.errors import InvalidData, InvalidRequest, TextTooLong
 from adapters.tasks.base import Encoded, Labelled, RowOutput
 from adapters.tasks.catalog import AnyTask
+from adapters.tasks.metrics import Array, Tally
 from adapters.tasks.room import row_room
 from adapters.tokenizer import Tokenizer
 from training.batches import fill_batches
@@ -22,6 +24,7 @@ from training.data import Example
 from training.trainer import Trainee
 
 _BATCH_TOKENS = 2048
+_MOST_LOSS = 700.0  # e to a higher power is no number
 _Rows = list[tuple[Example, list[Encoded], list[Labelled]]]
 
 
@@ -36,6 +39,29 @@ class Validation:
 
     def metrics(self, trainee: Trainee) -> dict[str, float]:
         """Return the mean loss of a label as ``loss``, and for a task with a head its metrics."""
+        labelled = [row for _, _, rows in self._encoded(trainee) for row in rows]
+        loss, outputs = _forward(trainee, labelled)
+        if trainee.head is None:
+            return {"loss": loss}
+        return {"loss": loss, **self._score(outputs)}
+
+    def written(self, trainee: Trainee) -> Tally:
+        """Return the mean loss of a token of the right answers as ``loss``, and e to its power as ``perplexity``."""
+        sums = [_row_loss(trainee, rows) for _, _, rows in self._encoded(trainee)]
+        losses_N, labels_N = np.array(sums, np.float64).T
+
+        def weigh(counts_RN: Array) -> dict[str, Array]:
+            loss_R = (counts_RN @ losses_N) / np.maximum(1, counts_RN @ labels_N)
+            return {"loss": loss_R, "perplexity": np.exp(np.minimum(loss_R, _MOST_LOSS))}
+
+        return Tally(len(sums), weigh)
+
+    def score(self, metrics: dict[str, float]) -> Score:
+        """Return what to choose by, more being better: the primary metric if there is one, then minus the loss."""
+        main = metrics.get(self._task.primary_metric)
+        return (-metrics["loss"],) if main is None else (main, -metrics["loss"])
+
+    def _encoded(self, trainee: Trainee) -> _Rows:
         if self._rows is None:
             self._rows = self._encode(trainee)
         if not self._rows:
@@ -43,16 +69,7 @@ class Validation:
                 "No validation row fits the backbone. Shorten them, or leave data.validation out.",
                 param="data.validation",
             )
-        labelled = [row for _, _, rows in self._rows for row in rows]
-        loss, outputs = _forward(trainee, labelled)
-        if trainee.head is None:
-            return {"loss": loss}
-        return {"loss": loss, **self._score(outputs)}
-
-    def score(self, metrics: dict[str, float]) -> Score:
-        """Return what to choose by, more being better: the primary metric if there is one, then minus the loss."""
-        main = metrics.get(self._task.primary_metric)
-        return (-metrics["loss"],) if main is None else (main, -metrics["loss"])
+        return self._rows
 
     def _encode(self, trainee: Trainee) -> _Rows:
         parameters = self._task.Parameters.model_validate({"truncate": True})
@@ -76,6 +93,15 @@ class Validation:
                 self._task.postprocess_parts(self._tokenizer, example.request, parts, own)
             )
         return self._task.score(answers, [example.target for example, _, _ in self._rows])
+
+
+@torch.no_grad()
+def _row_loss(trainee: Trainee, rows: Sequence[Labelled]) -> tuple[float, int]:
+    """Return one example's summed loss and number of labels."""
+    trainee.backbone.model.eval()
+    batch = sorted(rows, key=lambda row: len(row.token_ids))
+    loss, num_labels = trainee.loss_of(*trainee.hidden_states(batch), batch)
+    return float(loss), num_labels
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The report: what it holds, that text from outside is only text, and pictures of every form of data."""
 
 import json
+import math
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -77,6 +78,16 @@ def test_the_page_shows_everything_and_text_from_outside_stays_text(tmp_path):
     assert "http" not in path.read_text().replace("http://www.w3.org", "").split("<svg")[0]
 
 
+def test_what_is_no_number_is_null_in_the_json_and_blank_on_the_page(tmp_path):
+    metrics = {"after": {"accuracy": 0.5, "loss": math.nan}}
+    result = RunResult(task="text-classification", primary_metric="accuracy", metrics=metrics)
+    path = write_run(tmp_path, ["a", "b"], result)
+    text = (path.parent / "report.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["result"]["metrics"]["after"]["loss"] is None
+    assert "nan" not in path.read_text()
+
+
 def test_the_json_holds_curves_confusion_and_the_worst_answers(tmp_path):
     write_run(tmp_path, ["a", "b", "b"])
     report = json.loads((tmp_path / "report.json").read_text())
@@ -128,7 +139,7 @@ def manifest_on(backbone):
 
 
 def test_the_card_is_what_the_hub_reads():
-    card = model_card(manifest_on("b: {x}"))
+    card = model_card(manifest_on("b: {x}"), {"accuracy": (0.7, 0.8)})
     _, header, body = card.split("---\n", 2)
     read = yaml.safe_load(header)
     assert read["base_model"] == "b: {x}"
@@ -136,9 +147,10 @@ def test_the_card_is_what_the_hub_reads():
     assert results["metrics"] == [{"type": "accuracy", "value": 0.75}]
     assert results["dataset"]["revision"] == "s" * 64
     assert "PeftModel.from_pretrained" in body
-    assert "| majority | accuracy | 0.5000 |" in body
+    assert "| after | accuracy | 0.7500 | 0.7000 to 0.8000 |" in body
+    assert "| majority | accuracy | 0.5000 |  |" in body
 
 
 def test_the_card_names_a_packaged_backbone_as_the_hub_does():
-    header = model_card(manifest_on("all-minilm-l6-v2")).split("---\n", 2)[1]
+    header = model_card(manifest_on("all-minilm-l6-v2"), {}).split("---\n", 2)[1]
     assert yaml.safe_load(header)["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"

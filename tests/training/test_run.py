@@ -355,4 +355,7 @@ def test_what_is_written_has_a_perplexity_on_the_test_rows(tmp_path, config):
     after = result.metrics["after"]
     assert after["perplexity"] == pytest.approx(math.exp(after["loss"]))
     assert 1 < after["perplexity"] < 1000
-    assert "perplexity" not in result.intervals
+    low, high = result.intervals["perplexity"]
+    assert low <= after["perplexity"] <= high
+    card = (tmp_path / "out" / "bundle" / "README.md").read_text()
+    assert f"| after | perplexity | {after['perplexity']:.4f} | {low:.4f} to {high:.4f} |" in card

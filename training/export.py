@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
@@ -103,12 +104,12 @@ def seal(
     task: AnyTask,
     spec: BackboneSpec,
     metrics: dict[str, dict[str, float]],
-    intervals: Mapping[str, tuple[float, float]],
     data: dict[str, str],
     dtype: str,
     seed: int | None,
     parent: str | None,
     quantization: Quantization | None = None,
+    intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> Manifest:
     """Write manifest and model card; the bundle is a version from here on."""
     lineage = Lineage(

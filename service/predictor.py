@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from adapters.backbone import BackboneSpec
 from adapters.errors import BackboneMismatch, HeadstockError, InvalidRequest, PredictionFailed
 from adapters.reference import parse_reference
-from adapters.registry.registry import Registry, Version
+from adapters.registry.records import Version
+from adapters.registry.registry import Registry
 from adapters.runtime.rows import Row, RowResult
 from adapters.tasks.base import Encoded
 from adapters.tasks.catalog import AnyTask, get_task

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
-from pathlib import Path
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 
 import fsspec
 
 from adapters.bundle import MANIFEST_FILE
 from adapters.errors import NotFound
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class BlobStore:
@@ -51,6 +55,25 @@ class BlobStore:
             return Path(source)
         return self._download(source, digest)
 
+    def stored_before(self, moment: datetime) -> list[str]:
+        """Return the digests whose bytes, whole or not, were stored before a moment."""
+        newest: dict[str, datetime] = {}
+        for path in self._fs.find(self._root):
+            digest = PurePosixPath(path).parent.name
+            if _DIGEST.fullmatch(digest):
+                when = _with_zone(self._fs.modified(path))
+                newest[digest] = max(when, newest.get(digest, when))
+        return sorted(digest for digest, when in newest.items() if when < moment)
+
+    def remove(self, digest: str) -> None:
+        """Remove a digest's bytes, from here and from the cache; nothing happens if they are not there."""
+        folder = self._folder(digest)
+        # The manifest goes first: without it, what is left is not taken for a whole bundle.
+        for path in (f"{folder}/{MANIFEST_FILE}", folder):
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
+        shutil.rmtree(self._cache / digest, ignore_errors=True)
+
     def _folder(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"
 
@@ -86,6 +109,10 @@ def _rename(made: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():  # else another one was faster, and its folder is whole
             raise
+
+
+def _with_zone(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _lost(digest: str) -> NotFound:

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from adapters.backbone import BackboneSpec
-from adapters.bundle import Bundle, Manifest, load_bundle, read_manifest
-from adapters.errors import BackboneMismatch, Conflict, NotFound
+from adapters.bundle import load_bundle, read_manifest
+from adapters.errors import BackboneMismatch
 from adapters.reference import DEFAULT_ALIAS, DEFAULT_NAMESPACE, Reference, check_name
+from adapters.registry.aliases import alias_moves, move_alias, remove_alias, roll_back
 from adapters.registry.blobs import BlobStore
 from adapters.registry.database import Database
+from adapters.registry.lookups import (
+    any_alias,
+    find_adapter,
+    find_alias,
+    find_version,
+    latest,
+    live_adapters,
+    live_versions,
+)
+from adapters.registry.notes import check_note, check_tags
+from adapters.registry.records import (
+    Adapter,
+    Alias,
+    AliasMove,
+    Version,
+    alias_of,
+    move_of,
+    version_of,
+)
 from adapters.registry.tables import (
     AdapterTable,
     AliasTable,
@@ -23,39 +44,9 @@ from adapters.registry.tables import (
     VersionTable,
     now,
 )
+from adapters.registry.versions import bury, get_or_add_adapter, get_or_add_version
 
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One version of an adapter, as recorded."""
-
-    namespace: str
-    name: str
-    number: int
-    digest: str
-    manifest: Manifest
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """A movable name of a version; ``revision`` counts its moves and serves as its ETag."""
-
-    name: str
-    version: int
-    revision: int
-    moved_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """An adapter with its newest version number and its aliases."""
-
-    namespace: str
-    name: str
-    task: str
-    latest: int
-    aliases: tuple[Alias, ...]
+_NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Registry:
@@ -90,29 +81,40 @@ class Registry:
         return BackboneSpec.model_validate(row.spec)
 
     def create_version(
-        self, name: str, folder: Path, *, namespace: str = DEFAULT_NAMESPACE
+        self,
+        name: str,
+        folder: Path,
+        *,
+        note: str = "",
+        tags: Mapping[str, str] = _NO_TAGS,
+        namespace: str = DEFAULT_NAMESPACE,
     ) -> Version:
         """Store a bundle as the next version of an adapter, and return that version.
 
         Validates, uploads, then records, in that order: a row never points at a missing blob. Two
-        callers adding at once get two numbers; a bundle that is already there keeps its number.
-        Aliases do not move.
+        callers adding at once get two numbers; a bundle that is already there keeps its number, note and
+        tags, and one that was deleted comes back under its old number. Aliases do not move.
 
         Raises:
+            InvalidRequest: the name, the note or a tag can't be taken.
             InvalidBundle: a file is missing, damaged or unsafe.
             BackboneMismatch: its backbone is not known, or earlier versions were made for another.
             Conflict: the adapter's earlier versions are of another task.
         """
         check_name(name, what="adapter name")
+        check_note(note)
+        check_tags(tags)
         fingerprint = read_manifest(folder).backbone.fingerprint
         bundle = load_bundle(folder, self.get_backbone(fingerprint))
         self._blobs.push(folder, bundle.digest)
         with self._database.write() as session:
-            adapter = _get_or_add_adapter(session, namespace, name, bundle)
-            version = _get_or_add_version(session, adapter, bundle)
             _raise_generation(session)
+            adapter = get_or_add_adapter(session, namespace, name, bundle)
+            version = get_or_add_version(session, adapter, bundle, note, tags)
             session.flush()
-            return _version(version, adapter)
+            # Once more, now that nothing is collected meanwhile: a deleted version's bytes may just have gone.
+            self._blobs.push(folder, bundle.digest)
+            return version_of(version, adapter)
 
     def resolve(self, reference: Reference) -> Version:
         """Return the version that a reference means now; it stays what it is whatever moves later.
@@ -121,39 +123,31 @@ class Registry:
             NotFound: the adapter, the alias or the version is not there.
         """
         with self._database.read() as session:
-            adapter = _find_adapter(session, reference.namespace, reference.name)
+            adapter = find_adapter(session, reference.namespace, reference.name)
             number = reference.version
             if number is None:
-                alias = _find_alias(session, adapter, reference.alias or DEFAULT_ALIAS)
-                if alias is None and reference.alias:
-                    raise _no_alias(session, adapter, reference.alias)
-                number = alias.version if alias else _latest(session, adapter)
-            return _version(_find_version(session, adapter, number), adapter)
+                if reference.alias:
+                    alias: AliasTable | None = find_alias(session, adapter, reference.alias)
+                else:
+                    alias = any_alias(session, adapter, DEFAULT_ALIAS)
+                number = alias.version if alias else latest(session, adapter)
+            return version_of(find_version(session, adapter, number), adapter)
 
     def list_adapters(self, namespace: str = DEFAULT_NAMESPACE) -> list[Adapter]:
         """Return a namespace's adapters, by name."""
         with self._database.read() as session:
-            rows = session.scalars(
-                select(AdapterTable)
-                .where(AdapterTable.namespace == namespace)
-                .order_by(AdapterTable.name)
-            )
-            return [_adapter(session, row) for row in rows]
+            return [_adapter(session, row) for row in session.scalars(live_adapters(namespace))]
 
     def get_adapter(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> Adapter:
         with self._database.read() as session:
-            return _adapter(session, _find_adapter(session, namespace, name))
+            return _adapter(session, find_adapter(session, namespace, name))
 
     def list_versions(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> list[Version]:
         """Return an adapter's versions, oldest first."""
         with self._database.read() as session:
-            adapter = _find_adapter(session, namespace, name)
-            rows = session.scalars(
-                select(VersionTable)
-                .where(VersionTable.adapter_id == adapter.id)
-                .order_by(VersionTable.number)
-            )
-            return [_version(row, adapter) for row in rows]
+            adapter = find_adapter(session, namespace, name)
+            rows = session.scalars(live_versions(adapter).order_by(VersionTable.number))
+            return [version_of(row, adapter) for row in rows]
 
     def set_alias(
         self,
@@ -175,22 +169,142 @@ class Registry:
         """
         check_name(alias, what="alias")
         with self._database.write() as session:
-            adapter = _find_adapter(session, namespace, name)
-            _find_version(session, adapter, number)
-            row = _find_alias(session, adapter, alias)
-            current = row.revision if row else 0
-            if if_revision is not None and if_revision != current:
-                raise Conflict(
-                    f"Alias '{alias}' of '{name}' is at revision '{current}', not '{if_revision}': it "
-                    "was moved meanwhile. Read it again, then decide.",
-                    param="if-match",
-                )
-            if row is None:
-                row = AliasTable(namespace=namespace, adapter_id=adapter.id, name=alias)
-                session.add(row)
-            row.version, row.revision, row.moved_at = number, current + 1, now()
             _raise_generation(session)
-            return _alias(row)
+            adapter = find_adapter(session, namespace, name)
+            return alias_of(move_alias(session, adapter, alias, number, if_revision))
+
+    def roll_back(
+        self,
+        name: str,
+        alias: str,
+        *,
+        if_revision: int | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Alias:
+        """Point an alias back at what it pointed at before; once more goes one further back.
+
+        Raises:
+            NotFound: the adapter or the alias is not there.
+            Conflict: nothing comes before, or somebody else moved the alias in between.
+        """
+        with self._database.write() as session:
+            _raise_generation(session)
+            adapter = find_adapter(session, namespace, name)
+            return alias_of(roll_back(session, adapter, alias, if_revision))
+
+    def remove_alias(
+        self,
+        name: str,
+        alias: str,
+        *,
+        if_revision: int | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> None:
+        """Take an alias away; its history stays.
+
+        Raises:
+            NotFound: the adapter or the alias is not there.
+            Conflict: somebody else moved the alias in between.
+        """
+        with self._database.write() as session:
+            _raise_generation(session)
+            adapter = find_adapter(session, namespace, name)
+            remove_alias(session, adapter, alias, if_revision)
+
+    def get_alias(self, name: str, alias: str, namespace: str = DEFAULT_NAMESPACE) -> Alias:
+        with self._database.read() as session:
+            return alias_of(find_alias(session, find_adapter(session, namespace, name), alias))
+
+    def list_moves(
+        self, name: str, alias: str, namespace: str = DEFAULT_NAMESPACE
+    ) -> list[AliasMove]:
+        """Return an alias's history, oldest first; none if it never was."""
+        with self._database.read() as session:
+            adapter = find_adapter(session, namespace, name)
+            return [move_of(row) for row in alias_moves(session, adapter, alias)]
+
+    def annotate(
+        self,
+        name: str,
+        number: int,
+        *,
+        note: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Version:
+        """Replace a version's note or tags, or both; None leaves what is there.
+
+        Raises:
+            NotFound: the adapter or the version is not there.
+            InvalidRequest: the note or a tag can't be taken.
+        """
+        check_note(note or "")
+        check_tags(tags or {})
+        with self._database.write() as session:
+            _raise_generation(session)
+            adapter = find_adapter(session, namespace, name)
+            row = find_version(session, adapter, number)
+            row.note = row.note if note is None else note
+            row.tags = row.tags if tags is None else dict(tags)
+            return version_of(row, adapter)
+
+    def delete_version(
+        self,
+        name: str,
+        number: int,
+        *,
+        force: bool = False,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> None:
+        """Bury a version: new requests do not find it, those in flight finish; its bytes go by `collect`.
+
+        Args:
+            force: take away the aliases that point at it.
+
+        Raises:
+            NotFound: the adapter or the version is not there.
+            Conflict: an alias points at it.
+        """
+        with self._database.write() as session:
+            _raise_generation(session)
+            adapter = find_adapter(session, namespace, name)
+            bury(session, adapter, [find_version(session, adapter, number)], force=force)
+
+    def delete_adapter(
+        self, name: str, *, force: bool = False, namespace: str = DEFAULT_NAMESPACE
+    ) -> None:
+        """Bury all versions of an adapter. Its name may be used again, for another task too; its numbers go on.
+
+        Args:
+            force: take away its aliases.
+
+        Raises:
+            NotFound: the adapter is not there.
+            Conflict: it has aliases.
+        """
+        with self._database.write() as session:
+            _raise_generation(session)
+            adapter = find_adapter(session, namespace, name)
+            rows = list(session.scalars(live_versions(adapter)))
+            bury(session, adapter, rows, force=force)
+
+    def collect(self, min_age: timedelta) -> list[str]:
+        """Remove the bytes that no version needs any more; returns their digests.
+
+        Args:
+            min_age: how long ago a version must have been deleted, or bytes stored that no version ever got: longer
+                than any request or upload takes.
+        """
+        with self._database.write() as session:
+            _raise_generation(session)  # first: whoever adds a version waits until this is over
+            live = select(VersionTable.digest).where(
+                VersionTable.deleted_at.is_(None) | (VersionTable.deleted_at > now() - min_age)
+            )
+            needed = set(session.scalars(live))
+            gone = [d for d in self._blobs.stored_before(now() - min_age) if d not in needed]
+            for digest in gone:
+                self._blobs.remove(digest)
+        return gone
 
     def generation(self) -> int:
         """Return the number that every write raises."""
@@ -198,107 +312,8 @@ class Registry:
             return session.scalars(select(GenerationTable.number)).one()
 
 
-def _find_adapter(session: Session, namespace: str, name: str) -> AdapterTable:
-    adapter = session.scalar(
-        select(AdapterTable).where(AdapterTable.namespace == namespace, AdapterTable.name == name)
-    )
-    if adapter is None:
-        names = session.scalars(
-            select(AdapterTable.name).where(AdapterTable.namespace == namespace).limit(10)
-        )
-        known = ", ".join(f"'{known}'" for known in names) or "none yet"
-        raise NotFound(f"No adapter named '{name}'. Known: {known}.", param="adapter")
-    return adapter
-
-
-def _find_alias(session: Session, adapter: AdapterTable, alias: str) -> AliasTable | None:
-    return session.scalar(
-        select(AliasTable).where(AliasTable.adapter_id == adapter.id, AliasTable.name == alias)
-    )
-
-
-def _no_alias(session: Session, adapter: AdapterTable, alias: str) -> NotFound:
-    names = session.scalars(select(AliasTable.name).where(AliasTable.adapter_id == adapter.id))
-    known = ", ".join(f"'{name}'" for name in names) or "none yet"
-    return NotFound(f"'{adapter.name}' has no alias '{alias}'. Known: {known}.", param="adapter")
-
-
-def _latest(session: Session, adapter: AdapterTable) -> int:
-    query = select(func.max(VersionTable.number)).where(VersionTable.adapter_id == adapter.id)
-    return session.scalar(query) or 0
-
-
-def _find_version(session: Session, adapter: AdapterTable, number: int) -> VersionTable:
-    row = session.scalar(
-        select(VersionTable).where(
-            VersionTable.adapter_id == adapter.id, VersionTable.number == number
-        )
-    )
-    if row is None:
-        raise NotFound(
-            f"'{adapter.name}' has no version '{number}'. Its newest is {_latest(session, adapter)}.",
-            param="adapter",
-        )
-    return row
-
-
-def _get_or_add_adapter(
-    session: Session, namespace: str, name: str, bundle: Bundle
-) -> AdapterTable:
-    task = bundle.manifest.task
-    adapter = session.scalar(
-        select(AdapterTable).where(AdapterTable.namespace == namespace, AdapterTable.name == name)
-    )
-    if adapter is None:
-        adapter = AdapterTable(namespace=namespace, name=name, task=task)
-        session.add(adapter)
-        session.flush()
-    elif adapter.task != task:
-        raise Conflict(
-            f"Adapter '{name}' is for '{adapter.task}'; this bundle is for '{task}'. Give it another name.",
-            param="name",
-        )
-    return adapter
-
-
-def _get_or_add_version(session: Session, adapter: AdapterTable, bundle: Bundle) -> VersionTable:
-    versions = select(VersionTable).where(VersionTable.adapter_id == adapter.id)
-    same = session.scalar(versions.where(VersionTable.digest == bundle.digest))
-    if same is not None:
-        return same
-    fingerprint = bundle.manifest.backbone.fingerprint
-    other = session.scalar(versions.where(VersionTable.backbone != fingerprint).limit(1))
-    if other is not None:
-        raise BackboneMismatch(
-            f"Versions of '{adapter.name}' are for the backbone with fingerprint "
-            f"'{other.backbone[:12]}…', this bundle for '{fingerprint[:12]}…'. Give it another name."
-        )
-    row = VersionTable(
-        namespace=adapter.namespace,
-        adapter_id=adapter.id,
-        number=_latest(session, adapter) + 1,
-        digest=bundle.digest,
-        backbone=fingerprint,
-        manifest=bundle.manifest.model_dump(mode="json"),
-        created_at=now(),
-    )
-    session.add(row)
-    return row
-
-
 def _raise_generation(session: Session) -> None:
     session.execute(update(GenerationTable).values(number=GenerationTable.number + 1))
-
-
-def _version(row: VersionTable, adapter: AdapterTable) -> Version:
-    manifest = Manifest.model_validate(row.manifest)
-    return Version(
-        adapter.namespace, adapter.name, row.number, row.digest, manifest, row.created_at
-    )
-
-
-def _alias(row: AliasTable) -> Alias:
-    return Alias(row.name, row.version, row.revision, row.moved_at)
 
 
 def _adapter(session: Session, row: AdapterTable) -> Adapter:
@@ -306,5 +321,5 @@ def _adapter(session: Session, row: AdapterTable) -> Adapter:
         select(AliasTable).where(AliasTable.adapter_id == row.id).order_by(AliasTable.name)
     )
     return Adapter(
-        row.namespace, row.name, row.task, _latest(session, row), tuple(map(_alias, aliases))
+        row.namespace, row.name, row.task, latest(session, row), tuple(map(alias_of, aliases))
     )

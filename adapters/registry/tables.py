@@ -48,6 +48,10 @@ class VersionTable(Base):
     backbone: Mapped[str] = mapped_column(String(64))
     manifest: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    note: Mapped[str] = mapped_column(String(2000), default="")
+    tags: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
+    # A tombstone: requests in flight still need the row and its bytes, new ones do not find it.
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), index=True)
 
 
 class AliasTable(Base):
@@ -59,6 +63,21 @@ class AliasTable(Base):
     name: Mapped[str] = mapped_column(String(64))
     version: Mapped[int]
     revision: Mapped[int] = mapped_column(default=1)
+    moved_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+
+
+class AliasMoveTable(Base):
+    """Each move of an alias, which is kept when the alias goes."""
+
+    __tablename__ = "alias_moves"
+    __table_args__ = (UniqueConstraint("adapter_id", "alias", "revision"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    namespace: Mapped[str] = mapped_column(String(64))
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"))
+    alias: Mapped[str] = mapped_column(String(64))
+    revision: Mapped[int]
+    version: Mapped[int | None]
+    is_rollback: Mapped[bool] = mapped_column(default=False)
     moved_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
 
 

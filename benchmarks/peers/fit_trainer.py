@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -70,6 +71,12 @@ def _load(job: FitJob) -> Any:
     model = _MODELS[job.loss][0].from_pretrained(
         job.folder, dtype=getattr(torch, job.dtype), **labels
     )
+    if job.loss == "span":
+        # Llama's class for spans calls its backbone `transformer` and so finds not one weight of a checkpoint that
+        # calls it `model`: from_pretrained warns and leaves it random. The peer gets the weights all the same.
+        backbone = AutoModel.from_pretrained(job.folder, dtype=model.dtype)
+        named = getattr(model, model.base_model_prefix)
+        named.load_state_dict(backbone.state_dict(), strict=False)
     model.config.pad_token_id = _PAD
     return model
 

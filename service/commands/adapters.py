@@ -57,3 +57,75 @@ def move_alias(
     """Point an alias at a version."""
     moved = open_registry_of(load(home=home)).set_alias(name, alias, version)
     typer.echo(f"{name}@{moved.name} -> {moved.version}")
+
+
+@app.command("rollback")
+def roll_back(
+    name: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    alias: Annotated[str, typer.Argument(help="Such as production.")] = "production",
+    home: Home = None,
+) -> None:
+    """Point an alias back at the version before; once more goes one further back."""
+    moved = open_registry_of(load(home=home)).roll_back(name, alias)
+    typer.echo(f"{name}@{moved.name} -> {moved.version}")
+
+
+@app.command("annotate")
+def annotate(
+    reference: Annotated[str, typer.Argument(help="name:version, name@alias or name.")],
+    note: Annotated[str | None, typer.Option(help="Replaces the note.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="key=value; may repeat; replaces all tags.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Write a note or tags beside a version."""
+    from adapters.reference import parse_reference
+    from service.run_configs import pairs
+
+    registry = open_registry_of(load(home=home))
+    found = registry.resolve(parse_reference(reference))
+    tags = None if tag is None else pairs(tag, "--tag")
+    version = registry.annotate(found.name, found.number, note=note, tags=tags)
+    told = " ".join(f"{key}={value}" for key, value in version.tags.items())
+    typer.echo(f"{version.name}:{version.number}  {version.note}  {told}".rstrip())
+
+
+@app.command("delete")
+def delete(
+    reference: Annotated[str, typer.Argument(help="name:version, or a name for all versions.")],
+    force: Annotated[bool, typer.Option(help="Take away the aliases that point there.")] = False,
+    home: Home = None,
+) -> None:
+    """Delete a version, or a whole adapter; `gc` removes the bytes later."""
+    from adapters.errors import InvalidRequest
+    from adapters.reference import parse_reference
+
+    target = parse_reference(reference)
+    if target.alias is not None:
+        raise InvalidRequest(
+            f"'{reference}' is an alias. Delete a version by its number, as '{target.name}:1'.",
+            param="reference",
+        )
+    registry = open_registry_of(load(home=home))
+    if target.version is None:
+        registry.delete_adapter(target.name, force=force)
+    else:
+        registry.delete_version(target.name, target.version, force=force)
+    typer.echo(f"Deleted {reference}")
+
+
+@app.command("gc")
+def collect(
+    min_hours: Annotated[
+        float, typer.Option(min=0, help="Keep what was deleted or stored less long ago.")
+    ] = 24.0,
+    home: Home = None,
+) -> None:
+    """Remove the stored bytes that no version needs any more."""
+    from datetime import timedelta
+
+    gone = open_registry_of(load(home=home)).collect(timedelta(hours=min_hours))
+    for digest in gone:
+        typer.echo(f"Removed {digest}")
+    typer.echo(f"{len(gone)} bundles removed.")

@@ -1,4 +1,4 @@
-"""The registry over HTTP: adapters, versions, aliases."""
+"""The registry over HTTP: adapters and their versions."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from adapters.errors import InvalidRequest
 from adapters.reference import Reference, check_name
-from adapters.registry.registry import Adapter, Alias, Registry, Version
+from adapters.registry.notes import check_note
+from adapters.registry.records import Adapter, Alias, Version
+from adapters.registry.registry import Registry
 from service.uploads import receive, unpack
 
 MAX_VERSION = 10**9
 
 
-class AliasBody(BaseModel):
+Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
+
+
+class NotesBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    version: int = Field(ge=1, le=MAX_VERSION)
+    note: str | None = None
+    tags: dict[str, str] | None = None
 
 
 def adapters_router(registry: Registry, max_bundle_bytes: int) -> APIRouter:
@@ -36,15 +40,16 @@ def adapters_router(registry: Registry, max_bundle_bytes: int) -> APIRouter:
         return {"adapters": [adapter_body(adapter) for adapter in adapters]}
 
     @router.post("", status_code=201)
-    async def create_version(name: str, request: Request) -> dict[str, Any]:
+    async def create_version(name: str, request: Request, note: str = "") -> dict[str, Any]:
         """Store the bundle in the body, a tar stream, as the next version of ``name``."""
         check_name(name, what="adapter name")
+        check_note(note)
         with tempfile.TemporaryDirectory(prefix="headstock-upload-") as scratch:
             archive, folder = Path(scratch) / "bundle.tar", Path(scratch) / "bundle"
             folder.mkdir()
             await receive(request.stream(), archive, max_bundle_bytes)
             await asyncio.to_thread(unpack, archive, folder, max_bundle_bytes)
-            version = await asyncio.to_thread(registry.create_version, name, folder)
+            version = await asyncio.to_thread(registry.create_version, name, folder, note=note)
         return version_body(version)
 
     @router.get("/{name}")
@@ -54,24 +59,28 @@ def adapters_router(registry: Registry, max_bundle_bytes: int) -> APIRouter:
         return {**adapter_body(adapter), "versions": [version_body(each) for each in versions]}
 
     @router.get("/{name}/versions/{number}")
-    async def get_version(
-        name: str, number: Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
-    ) -> dict[str, Any]:
+    async def get_version(name: str, number: Number) -> dict[str, Any]:
         reference = Reference(name, version=number)
         return version_body(await asyncio.to_thread(registry.resolve, reference))
 
-    @router.put("/{name}/aliases/{alias}")
-    async def set_alias(
-        name: str,
-        alias: str,
-        body: AliasBody,
-        if_match: Annotated[str | None, Header()] = None,
-    ) -> JSONResponse:
-        """Point an alias at a version; with ``If-Match``, only if nobody moved it meanwhile."""
-        moved = await asyncio.to_thread(
-            registry.set_alias, name, alias, body.version, if_revision=_revision(if_match)
+    @router.patch("/{name}/versions/{number}")
+    async def annotate(name: str, number: Number, body: NotesBody) -> dict[str, Any]:
+        """Replace a version's note or tags; what is left out stays."""
+        return version_body(
+            await asyncio.to_thread(registry.annotate, name, number, note=body.note, tags=body.tags)
         )
-        return JSONResponse(alias_body(moved), headers={"ETag": f'"{moved.revision}"'})
+
+    @router.delete("/{name}/versions/{number}")
+    async def delete_version(name: str, number: Number, force: bool = False) -> dict[str, Any]:
+        """Delete a version; ``force`` takes away the aliases that point at it. Requests in flight finish."""
+        await asyncio.to_thread(registry.delete_version, name, number, force=force)
+        return {"name": name, "version": number, "deleted": True}
+
+    @router.delete("/{name}")
+    async def delete_adapter(name: str, force: bool = False) -> dict[str, Any]:
+        """Delete all versions of an adapter; ``force`` takes away its aliases."""
+        await asyncio.to_thread(registry.delete_adapter, name, force=force)
+        return {"name": name, "deleted": True}
 
     return router
 
@@ -94,21 +103,11 @@ def version_body(version: Version) -> dict[str, Any]:
         "task": version.manifest.task,
         "backbone": version.manifest.backbone.name,
         "metrics": version.manifest.metrics,
+        "note": version.note,
+        "tags": dict(version.tags),
         "created_at": version.created_at.isoformat(),
     }
 
 
 def alias_body(alias: Alias) -> dict[str, Any]:
     return {**asdict(alias), "moved_at": alias.moved_at.isoformat()}
-
-
-def _revision(if_match: str | None) -> int | None:
-    if if_match is None:
-        return None
-    text = if_match.strip().strip('"')
-    if not text.isdecimal():
-        raise InvalidRequest(
-            f"If-Match is '{if_match}'; send the ETag that the alias came with, such as \"3\".",
-            param="if-match",
-        )
-    return int(text)

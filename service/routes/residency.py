@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi import Path as PathParameter
 
 from adapters.reference import Reference
 from adapters.registry.registry import Registry
 from service.calls import EngineCalls
-from service.routes.adapters import MAX_VERSION
-
-Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
+from service.routes.adapters import Number
 
 
 def residency_router(registry: Registry, calls: EngineCalls) -> APIRouter:

@@ -229,6 +229,55 @@ def test_aliases_move_with_if_match(client, bundles):
     assert client.get_adapter("moving")["aliases"]["production"]["version"] == 1
 
 
+def test_an_alias_is_rolled_back_and_tells_its_history(client, bundles):
+    client.create_version("undone", bundles / "labels")
+    client.create_version("undone", bundles / "labels-2")
+    path = "/v1/adapters/undone/aliases/production"
+    for number in (1, 2):
+        moved = client._http.put(path, json={"version": number})
+    stale = client._http.post(f"{path}/rollback", headers={"If-Match": '"1"'})
+    assert stale.status_code == 409
+    back = client._http.post(f"{path}/rollback", headers={"If-Match": moved.headers["ETag"]})
+    assert back.json()["version"] == 1
+    assert client.predict("undone", "x")[0]["version"] == 1
+    history = client._http.get(path).json()["history"]
+    assert [(m["version"], m["is_rollback"]) for m in history] == [
+        (1, False),
+        (2, False),
+        (1, True),
+    ]
+    assert client._http.post(f"{path}/rollback").json()["error"]["code"] == "conflict"
+    assert client._http.delete(path).json()["deleted"]
+    assert client._http.get(path).status_code == 404
+
+
+def test_a_deleted_version_is_404_at_once(client, bundles):
+    client.create_version("gone", bundles / "labels")
+    client.create_version("gone", bundles / "labels-2")
+    client.set_alias("gone", "production", 1)
+    refused = client._http.delete("/v1/adapters/gone/versions/1")
+    assert refused.status_code == 409
+    assert "'production' at version 1" in refused.json()["error"]["message"]
+    assert client._http.delete("/v1/adapters/gone/versions/2").status_code == 200
+    with pytest.raises(ClientError) as caught:
+        client.predict("gone:2", "x")
+    assert caught.value.status == 404
+    assert client.predict("gone", "x")[0]["version"] == 1
+    assert client._http.delete("/v1/adapters/gone", params={"force": True}).status_code == 200
+    assert client._http.get("/v1/adapters/gone").status_code == 404
+    assert client._http.delete("/v1/adapters/gone").status_code == 404
+
+
+def test_notes_and_tags_are_written_beside_a_version(client, bundles):
+    client.create_version("noted", bundles / "labels")
+    path = "/v1/adapters/noted/versions/1"
+    body = client._http.patch(path, json={"note": "May", "tags": {"owner": "ana"}}).json()
+    assert (body["note"], body["tags"]) == ("May", {"owner": "ana"})
+    for wrong in ({"tags": {"a b": "x"}}, {"tags": {"a": 1}}, {"note": "x" * 2001}, {"digest": ""}):
+        assert client._http.patch(path, json=wrong).status_code == 400
+    assert client._http.get(path).json()["note"] == "May"
+
+
 def test_a_version_swapped_under_load_loses_nothing(client, server, bundles):
     client.create_version("swapped", bundles / "labels")
     client.set_alias("swapped", "production", 1)

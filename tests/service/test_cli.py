@@ -113,6 +113,24 @@ def test_push_list_alias_and_show(tmp_path, decoder_folder, decoder_spec):
     assert (shown["name"], shown["version"], shown["task"]) == ("labels", 1, "text-classification")
 
 
+def test_annotate_rollback_delete_and_gc(tmp_path, decoder_folder, decoder_spec):
+    for seed in (0, 1):
+        save_bundle(tmp_path / str(seed), decoder_spec, classifier(), seed=seed)
+        headstock("adapters", "push", "labels", tmp_path / str(seed), "--backbone", decoder_folder)
+    noted = headstock("adapters", "annotate", "labels:1", "--note", "May", "--tag", "owner=ana")
+    assert noted.stdout == "labels:1  May  owner=ana\n"
+    for number in (1, 2):
+        headstock("adapters", "alias", "labels", "production", number)
+    assert headstock("adapters", "rollback", "labels").stdout == "labels@production -> 1\n"
+    assert_one_line(headstock("adapters", "rollback", "labels"), "no version before '1'")
+    assert_one_line(headstock("adapters", "delete", "labels:1"), "'production' at version 1")
+    assert_one_line(headstock("adapters", "delete", "labels@production"), "is an alias")
+    assert headstock("adapters", "delete", "labels:2").stdout == "Deleted labels:2\n"
+    assert "0 bundles removed" in headstock("adapters", "gc").stdout
+    assert "1 bundles removed" in headstock("adapters", "gc", "--min-hours", "0").stdout
+    assert headstock("adapters", "list").stdout.startswith("labels:1 ")
+
+
 def test_a_damaged_bundle_is_not_pushed(tmp_path, decoder_folder, decoder_spec):
     save_bundle(tmp_path / "bundle", decoder_spec, classifier())
     (tmp_path / "bundle" / "head.safetensors").unlink()

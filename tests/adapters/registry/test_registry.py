@@ -3,12 +3,26 @@
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
 
-from adapters.errors import BackboneMismatch, Conflict, EnvironmentProblem, InvalidBundle, NotFound
+from adapters import migrations
+from adapters.bundle import read_manifest
+from adapters.errors import (
+    BackboneMismatch,
+    Conflict,
+    EnvironmentProblem,
+    InvalidBundle,
+    InvalidRequest,
+    NotFound,
+)
 from adapters.reference import parse_reference
 from adapters.registry.blobs import BlobStore
 from adapters.registry.database import Database
@@ -168,38 +182,250 @@ def test_a_database_that_cannot_be_opened_is_the_environments_fault(tmp_path):
         Database(f"sqlite:///{tmp_path / 'not-there' / 'registry.db'}")
 
 
+def test_a_deleted_version_is_not_found_and_its_number_is_not_used_again(registry, bundles):
+    for name in "01":
+        registry.create_version("a", bundles / name)
+    registry.delete_version("a", 2)
+    assert resolve(registry, "a") == 1
+    with pytest.raises(NotFound, match="no version '2'"):
+        resolve(registry, "a:2")
+    assert registry.create_version("a", bundles / "2").number == 3
+    assert [version.number for version in registry.list_versions("a")] == [1, 3]
+
+
+def test_a_deleted_bundle_comes_back_under_its_number(registry, bundles):
+    registry.create_version("a", bundles / "0", note="old")
+    registry.delete_adapter("a")
+    assert registry.list_adapters() == []
+    back = registry.create_version("a", bundles / "0", note="new")
+    assert (back.number, back.note) == (1, "new")
+
+
+def test_what_an_alias_points_at_is_not_deleted_unless_forced(registry, bundles):
+    for name in "01":
+        registry.create_version("a", bundles / name)
+    registry.set_alias("a", "production", 1)
+    with pytest.raises(Conflict, match="'production' at version 1"):
+        registry.delete_version("a", 1)
+    with pytest.raises(Conflict, match="production"):
+        registry.delete_adapter("a")
+    registry.delete_version("a", 1, force=True)
+    assert resolve(registry, "a") == 2
+    assert registry.get_adapter("a").aliases == ()
+
+
+def test_a_name_whose_versions_are_deleted_takes_another_task(registry, bundles):
+    registry.create_version("a", bundles / "0")
+    registry.delete_adapter("a")
+    with pytest.raises(NotFound, match="Known: none yet"):
+        registry.get_adapter("a")
+    assert registry.create_version("a", bundles / "answers").number == 2
+    assert registry.get_adapter("a").task == "question-answering"
+    with pytest.raises(Conflict, match="question-answering"):
+        registry.create_version("a", bundles / "0")
+
+
+def test_rolling_back_goes_back_move_by_move(registry, bundles):
+    for name in "012":
+        registry.create_version("a", bundles / name)
+    for number in (1, 2, 3):
+        registry.set_alias("a", "production", number)
+    back = [registry.roll_back("a", "production") for _ in range(2)]
+    assert [alias.version for alias in back] == [2, 1]
+    with pytest.raises(Conflict, match="no version before '1'"):
+        registry.roll_back("a", "production")
+    moves = registry.list_moves("a", "production")
+    assert [(m.revision, m.version, m.is_rollback) for m in moves] == [
+        (1, 1, False),
+        (2, 2, False),
+        (3, 3, False),
+        (4, 2, True),
+        (5, 1, True),
+    ]
+
+
+def test_rolling_back_passes_over_what_is_deleted(registry, bundles):
+    for name in "012":
+        registry.create_version("a", bundles / name)
+    for number in (1, 2, 3):
+        registry.set_alias("a", "production", number)
+    registry.delete_version("a", 2)
+    assert registry.roll_back("a", "production").version == 1
+
+
+def test_an_alias_made_again_does_not_fit_an_old_etag(registry, bundles):
+    for name in "01":
+        registry.create_version("a", bundles / name)
+    first = registry.set_alias("a", "canary", 1)
+    registry.remove_alias("a", "canary", if_revision=first.revision)
+    with pytest.raises(NotFound, match="no alias 'canary'"):
+        resolve(registry, "a@canary")
+    again = registry.set_alias("a", "canary", 2, if_revision=0)
+    assert again.revision > first.revision
+    with pytest.raises(Conflict):
+        registry.set_alias("a", "canary", 1, if_revision=first.revision)
+    with pytest.raises(Conflict, match="no version before"):
+        registry.roll_back("a", "canary")
+
+
+def test_notes_and_tags_are_kept_and_replaced(registry, bundles):
+    registry.create_version("a", bundles / "0", note="first", tags={"owner": "ana"})
+    changed = registry.annotate("a", 1, tags={"owner": "bo", "data": "may"})
+    assert (changed.note, changed.tags) == ("first", {"owner": "bo", "data": "may"})
+    assert registry.annotate("a", 1, note="").note == ""
+    assert registry.resolve(parse_reference("a")).tags == {"owner": "bo", "data": "may"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"note": "x" * 2001}, "2001 characters; at most 2000"),
+        ({"tags": {f"t{i}": "" for i in range(33)}}, "'33' tags; at most 32"),
+        ({"tags": {"Ü b": ""}}, "'Ü b' is not a valid tag"),
+        ({"tags": {"owner": "x" * 257}}, "Tag 'owner' is 'xxx"),
+    ],
+)
+def test_notes_and_tags_are_bounded(registry, bundles, wrong, message):
+    with pytest.raises(InvalidRequest) as caught:
+        registry.create_version("a", bundles / "0", **wrong)
+    assert message in caught.value.message
+    assert registry.list_adapters() == []
+
+
+def test_bytes_go_only_when_no_version_needs_them(registry, bundles):
+    mine = registry.create_version("a", bundles / "0")
+    kept = registry.create_version("b", bundles / "1")
+    registry.create_version("c", bundles / "1")
+    for name in "ac":
+        registry.delete_adapter(name)
+    assert registry.collect(timedelta(hours=1)) == []
+    assert registry.collect(-timedelta(hours=1)) == [mine.digest]
+    assert registry._blobs.fetch(kept.digest)
+    with pytest.raises(NotFound):
+        registry._blobs.fetch(mine.digest)
+    assert registry.create_version("a", bundles / "0").number == 1
+    assert registry._blobs.fetch(mine.digest)
+
+
+def test_bytes_that_no_version_ever_got_go_too(registry, bundles):
+    digest = read_manifest(bundles / "0").digest
+    registry._blobs.push(bundles / "0", digest)
+    assert registry.collect(timedelta(days=1)) == []
+    assert registry.collect(-timedelta(hours=1)) == [digest]
+
+
+def test_a_registry_of_the_first_form_is_brought_up_to_date(tmp_path, decoder_spec, bundles):
+    registry = open_registry(tmp_path, decoder_spec)
+    registry.create_version("a", bundles / "0")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    engine = create_engine(f"sqlite:///{tmp_path / 'registry.db'}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO aliases (namespace, adapter_id, name, version, revision, moved_at) "
+                "VALUES ('default', 1, 'production', 1, 7, '2026-01-01 00:00:00')"
+            )
+        )
+    again = open_registry(tmp_path, decoder_spec)
+    (move,) = again.list_moves("a", "production")
+    assert (move.revision, move.version) == (7, 1)
+    assert again.set_alias("a", "production", 1).revision == 8
+    assert again.list_versions("a")[0].tags == {}
+
+
+names, numbers = st.sampled_from("ab"), st.integers(1, NUM_BUNDLES)
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("create"), st.sampled_from("ab"), st.integers(0, NUM_BUNDLES - 1)),
-        st.tuples(st.just("alias"), st.sampled_from("ab"), st.integers(1, 5)),
+        st.tuples(st.just("create"), names, st.integers(0, NUM_BUNDLES - 1)),
+        st.tuples(st.sampled_from(["alias", "delete", "delete by force"]), names, numbers),
+        st.tuples(st.just("roll back"), names, st.just(0)),
     ),
-    max_size=12,
+    max_size=16,
 )
+
+
+class PlainModel:
+    """What one adapter's history must come to: bundles by number, what is deleted, and production's path."""
+
+    def __init__(self):
+        self.bundles, self.deleted, self.path = [], set(), []
+
+    @property
+    def live(self):
+        return [n for n in range(1, len(self.bundles) + 1) if n not in self.deleted]
+
+    def create(self, bundle):
+        if bundle not in self.bundles:
+            self.bundles.append(bundle)
+        number = self.bundles.index(bundle) + 1
+        self.deleted.discard(number)
+        return number
+
+    def alias(self, number):
+        if number not in self.live:
+            return NotFound
+        self.path.append(number)
+        return number
+
+    def delete(self, number, *, force):
+        if number not in self.live:
+            return NotFound
+        if self.path and self.path[-1] == number:
+            if not force:
+                return Conflict
+            self.path = []
+        self.deleted.add(number)
+        return None
+
+    def roll_back(self):
+        if not self.live or not self.path:
+            return NotFound
+        places = [i for i, n in enumerate(self.path[:-1]) if n in self.live and n != self.path[-1]]
+        if not places:
+            return Conflict
+        self.path = self.path[: places[-1] + 1]
+        return self.path[-1]
+
+
+def act(registry, kind, name, number):
+    try:
+        if kind == "alias":
+            return registry.set_alias(name, "production", number).version
+        if kind == "roll back":
+            return registry.roll_back(name, "production").version
+        return registry.delete_version(name, number, force=kind == "delete by force")
+    except (NotFound, Conflict) as error:
+        return type(error)
 
 
 @given(actions)
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_history_gives_what_a_plain_model_of_it_gives(
     tmp_path_factory, decoder_spec, bundles, history
 ):
     registry = open_registry(tmp_path_factory.mktemp("history"), decoder_spec)
-    versions, production = {"a": [], "b": []}, {}
+    models = {"a": PlainModel(), "b": PlainModel()}
     for kind, name, number in history:
+        model = models[name]
         if kind == "create":
-            made = registry.create_version(name, bundles / str(number))
-            if number not in versions[name]:
-                versions[name].append(number)
-            assert made.number == versions[name].index(number) + 1
-        elif number <= len(versions[name]):
-            registry.set_alias(name, "production", number)
-            production[name] = number
-        else:
-            with pytest.raises(NotFound):
-                registry.set_alias(name, "production", number)
-    for name, made in versions.items():
-        if made:
-            assert resolve(registry, name) == production.get(name, len(made))
+            made = registry.create_version(name, bundles / str(number)).number
+            assert made == model.create(number)
+            continue
+        expected = {
+            "alias": lambda m=model, n=number: m.alias(n),
+            "roll back": model.roll_back,
+            "delete": lambda m=model, n=number: m.delete(n, force=False),
+            "delete by force": lambda m=model, n=number: m.delete(n, force=True),
+        }[kind]()
+        assert act(registry, kind, name, number) == expected
+    for name, model in models.items():
+        if model.live:
+            assert [v.number for v in registry.list_versions(name)] == model.live
+            assert resolve(registry, name) == (model.path or model.live)[-1]
     known = [adapter.name for adapter in registry.list_adapters()]
-    assert known == [name for name, made in versions.items() if made]
+    assert known == [name for name, model in models.items() if model.live]

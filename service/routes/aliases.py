@@ -1,0 +1,81 @@
+"""Aliases over HTTP: read with their history, moved, rolled back, taken away; ``If-Match`` guards each change."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.errors import InvalidRequest
+from adapters.registry.records import Alias
+from adapters.registry.registry import Registry
+from service.routes.adapters import MAX_VERSION, alias_body
+
+IfMatch = Annotated[str | None, Header()]
+
+
+class AliasBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1, le=MAX_VERSION)
+
+
+def aliases_router(registry: Registry) -> APIRouter:
+    router = APIRouter(prefix="/v1/adapters/{name}/aliases/{alias}", tags=["adapters"])
+
+    @router.get("")
+    async def get_alias(name: str, alias: str) -> JSONResponse:
+        """Tell where an alias points, and where it did."""
+        found = await asyncio.to_thread(registry.get_alias, name, alias)
+        moves = await asyncio.to_thread(registry.list_moves, name, alias)
+        history = [{**asdict(move), "moved_at": move.moved_at.isoformat()} for move in moves]
+        return _tagged(found, history=history)
+
+    @router.put("")
+    async def set_alias(
+        name: str, alias: str, body: AliasBody, if_match: IfMatch = None
+    ) -> JSONResponse:
+        """Point an alias at a version; with ``If-Match``, only if nobody moved it meanwhile."""
+        revision = _revision(if_match)
+        return _tagged(
+            await asyncio.to_thread(
+                registry.set_alias, name, alias, body.version, if_revision=revision
+            )
+        )
+
+    @router.post("/rollback")
+    async def roll_back(name: str, alias: str, if_match: IfMatch = None) -> JSONResponse:
+        """Point an alias back at the version before; once more goes one further back."""
+        revision = _revision(if_match)
+        return _tagged(
+            await asyncio.to_thread(registry.roll_back, name, alias, if_revision=revision)
+        )
+
+    @router.delete("")
+    async def remove_alias(name: str, alias: str, if_match: IfMatch = None) -> dict[str, Any]:
+        """Take an alias away; its history stays, and a rollback does not reach behind this."""
+        revision = _revision(if_match)
+        await asyncio.to_thread(registry.remove_alias, name, alias, if_revision=revision)
+        return {"name": alias, "deleted": True}
+
+    return router
+
+
+def _tagged(alias: Alias, **more: Any) -> JSONResponse:
+    return JSONResponse({**alias_body(alias), **more}, headers={"ETag": f'"{alias.revision}"'})
+
+
+def _revision(if_match: str | None) -> int | None:
+    if if_match is None:
+        return None
+    text = if_match.strip().strip('"')
+    if not text.isdecimal():
+        raise InvalidRequest(
+            f"If-Match is '{if_match}'; send the ETag that the alias came with, such as \"3\".",
+            param="if-match",
+        )
+    return int(text)

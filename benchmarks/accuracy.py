@@ -106,6 +106,7 @@ def _run_contest(session: Session, contest: Contest, data: Path, out: Path) -> R
                 backbone=fit_set.backbone,
                 data=DataSettings(train=str(cut.train), test=str(cut.test)),
                 fit=settings,
+                must_learn=False,  # a set that neither learns is a result too
             )
             mine = kept.fit(session, fit_set, OURS, config, works[-1])
         if other is None:

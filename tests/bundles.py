@@ -33,6 +33,8 @@ def save_bundle(
     *,
     seed: int = 0,
     backbone: Backbone | None = None,
+    metrics: dict[str, float] | None = None,
+    test_rows: str | None = None,
     **lora,
 ) -> Manifest:
     """Write and seal a bundle whose LoRA weights and head are random and large enough to matter."""
@@ -49,8 +51,8 @@ def save_bundle(
         folder,
         task=task,
         spec=spec,
-        metrics={},
-        data={},
+        metrics={"after": metrics} if metrics else {},
+        data={"test": test_rows} if test_rows else {},
         dtype="float32",
         seed=seed,
         parent=None,

@@ -27,6 +27,7 @@ from adapters.registry.lookups import (
     live_versions,
 )
 from adapters.registry.notes import check_note, check_tags
+from adapters.registry.promotion import Promotion, Rule, check_rule, compare
 from adapters.registry.records import (
     Adapter,
     Alias,
@@ -172,6 +173,39 @@ class Registry:
             _raise_generation(session)
             adapter = find_adapter(session, namespace, name)
             return alias_of(move_alias(session, adapter, alias, number, if_revision))
+
+    def promote(
+        self,
+        name: str,
+        alias: str,
+        number: int,
+        rule: Rule,
+        *,
+        if_revision: int | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Promotion:
+        """Point an alias at a version if that is better than what it points at now, or say why not.
+
+        Raises:
+            InvalidRequest: the rule makes no sense.
+            NotFound: the adapter or the version is not there.
+            Conflict: the two can't be compared, or somebody else moved the alias in between.
+        """
+        check_name(alias, what="alias")
+        check_rule(rule)
+        with self._database.write() as session:
+            adapter = find_adapter(session, namespace, name)
+            candidate = version_of(find_version(session, adapter, number), adapter)
+            row = any_alias(session, adapter, alias)
+            current = None
+            if row is not None:
+                current = version_of(find_version(session, adapter, row.version), adapter).manifest
+            found = compare(candidate.manifest, current, rule)
+            if not found.is_met:
+                return Promotion(alias_of(row) if row else None, False, found)
+            _raise_generation(session)
+            row = move_alias(session, adapter, alias, number, if_revision)
+            return Promotion(alias_of(row), True, found)
 
     def roll_back(
         self,

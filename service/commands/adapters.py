@@ -59,6 +59,27 @@ def move_alias(
     typer.echo(f"{name}@{moved.name} -> {moved.version}")
 
 
+@app.command("promote")
+def promote(
+    reference: Annotated[str, typer.Argument(help="name:version.")],
+    alias: Annotated[str, typer.Option(help="Such as production.")] = "production",
+    metric: Annotated[str | None, typer.Option(help="The task's primary one, if not set.")] = None,
+    min_gain: Annotated[float, typer.Option(help="In the metric's own unit.")] = 0.0,
+    home: Home = None,
+) -> None:
+    """Point an alias at a version if it is better on the same test rows; exit code 1 if not."""
+    from adapters.reference import parse_reference
+    from adapters.registry.promotion import Rule
+
+    registry = open_registry_of(load(home=home))
+    found = registry.resolve(parse_reference(reference))
+    done = registry.promote(found.name, alias, found.number, Rule(metric, min_gain))
+    outcome = "->" if done.is_moved else "was not moved to"
+    typer.echo(f"{found.name}@{alias} {outcome} {found.number}: {done.comparison.reason}")
+    if not done.is_moved:
+        raise typer.Exit(1)
+
+
 @app.command("rollback")
 def roll_back(
     name: Annotated[str, typer.Argument(help="Name of the adapter.")],

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.errors import InvalidRequest
+from adapters.registry.promotion import Promotion, Rule
 from adapters.registry.records import Alias
 from adapters.registry.registry import Registry
 from service.routes.adapters import MAX_VERSION, alias_body
@@ -18,10 +19,23 @@ from service.routes.adapters import MAX_VERSION, alias_body
 IfMatch = Annotated[str | None, Header()]
 
 
+class RuleBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    metric: str | None = Field(None, description="By default the task's primary one.")
+    min_gain: float = Field(0.0, allow_inf_nan=False, description="In the metric's own unit.")
+
+    def rule(self) -> Rule:
+        return Rule(self.metric, self.min_gain)
+
+
 class AliasBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: int = Field(ge=1, le=MAX_VERSION)
+    promote_if: RuleBody | None = Field(
+        None, description="Move only if the version is better than what the alias points at now."
+    )
 
 
 def aliases_router(registry: Registry) -> APIRouter:
@@ -41,11 +55,17 @@ def aliases_router(registry: Registry) -> APIRouter:
     ) -> JSONResponse:
         """Point an alias at a version; with ``If-Match``, only if nobody moved it meanwhile."""
         revision = _revision(if_match)
-        return _tagged(
-            await asyncio.to_thread(
-                registry.set_alias, name, alias, body.version, if_revision=revision
+        if body.promote_if is None:
+            return _tagged(
+                await asyncio.to_thread(
+                    registry.set_alias, name, alias, body.version, if_revision=revision
+                )
             )
+        rule = body.promote_if.rule()
+        done = await asyncio.to_thread(
+            registry.promote, name, alias, body.version, rule, if_revision=revision
         )
+        return _promoted(done)
 
     @router.post("/rollback")
     async def roll_back(name: str, alias: str, if_match: IfMatch = None) -> JSONResponse:
@@ -67,6 +87,13 @@ def aliases_router(registry: Registry) -> APIRouter:
 
 def _tagged(alias: Alias, **more: Any) -> JSONResponse:
     return JSONResponse({**alias_body(alias), **more}, headers={"ETag": f'"{alias.revision}"'})
+
+
+def _promoted(done: Promotion) -> JSONResponse:
+    told = {"moved": done.is_moved, "comparison": asdict(done.comparison)}
+    # Not moved means that there was something to compare with.
+    assert done.alias is not None
+    return _tagged(done.alias, **told)
 
 
 def _revision(if_match: str | None) -> int | None:

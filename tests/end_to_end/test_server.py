@@ -251,6 +251,19 @@ def test_an_alias_is_rolled_back_and_tells_its_history(client, bundles):
     assert client._http.get(path).status_code == 404
 
 
+def test_a_promotion_says_why_it_was_not_made(client, bundles):
+    client.create_version("better", bundles / "labels")
+    client.create_version("better", bundles / "labels-2")
+    path = "/v1/adapters/better/aliases/production"
+    first = client._http.put(path, json={"version": 1, "promote_if": {}}).json()
+    assert (first["moved"], first["version"]) == (True, 1)
+    refused = client._http.put(path, json={"version": 2, "promote_if": {"min_gain": 0.01}})
+    assert refused.status_code == 409
+    assert "was not tested" in refused.json()["error"]["message"]
+    wrong = client._http.put(path, json={"version": 2, "promote_if": {"gain": 1}})
+    assert wrong.status_code == 400
+
+
 def test_a_deleted_version_is_404_at_once(client, bundles):
     client.create_version("gone", bundles / "labels")
     client.create_version("gone", bundles / "labels-2")

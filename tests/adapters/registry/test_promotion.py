@@ -1,0 +1,101 @@
+"""The promotion gate: only what is better on the same test rows takes an alias over."""
+
+import pytest
+
+from adapters.errors import Conflict, InvalidRequest
+from adapters.registry.blobs import BlobStore
+from adapters.registry.database import Database
+from adapters.registry.promotion import Rule
+from adapters.registry.registry import Registry
+from tests.bundles import classifier, save_bundle
+
+ROWS, OTHER_ROWS = "a" * 64, "b" * 64
+VERSIONS = (  # metrics and test rows of versions 1, 2 …
+    ({"accuracy": 0.80, "ece": 0.05}, ROWS),
+    ({"accuracy": 0.82, "ece": 0.10}, ROWS),
+    ({"accuracy": 0.90}, OTHER_ROWS),
+    ({"accuracy": 0.90}, None),
+    ({}, ROWS),
+)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, decoder_spec):
+    root = tmp_path_factory.mktemp("promoted")
+    for i, (metrics, rows) in enumerate(VERSIONS):
+        task = classifier()
+        save_bundle(root / str(i), decoder_spec, task, seed=i, metrics=metrics, test_rows=rows)
+    return root
+
+
+@pytest.fixture
+def registry(tmp_path, decoder_spec, bundles):
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    registry = Registry(database, BlobStore(str(tmp_path / "blobs"), tmp_path / "cache"))
+    registry.add_backbone(decoder_spec)
+    for i in range(len(VERSIONS)):
+        registry.create_version("a", bundles / str(i))
+    return registry
+
+
+def test_the_first_version_is_promoted_whatever_it_is(registry):
+    done = registry.promote("a", "production", 5, Rule())
+    assert (done.is_moved, done.alias.version, done.comparison.current) == (True, 5, None)
+
+
+def test_a_better_version_takes_over_and_a_worse_one_is_told_why_not(registry):
+    registry.set_alias("a", "production", 1)
+    done = registry.promote("a", "production", 2, Rule())
+    assert (done.is_moved, done.alias.version) == (True, 2)
+    assert done.comparison.gain == pytest.approx(0.02)
+    generation = registry.generation()
+    worse = registry.promote("a", "production", 1, Rule())
+    assert (worse.is_moved, worse.alias.version) == (False, 2)
+    assert worse.comparison.reason == (
+        "accuracy is 0.8000 against 0.8200, a gain of -0.0200; at least +0.0000 was asked."
+    )
+    assert registry.generation() == generation
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_moved"),
+    [
+        (Rule(min_gain=0.01), True),
+        (Rule(min_gain=0.03), False),
+        (Rule("ece"), False),  # less of it is better
+        (Rule("ece", min_gain=-0.06), True),
+    ],
+)
+def test_the_rule_decides(registry, rule, is_moved):
+    registry.set_alias("a", "production", 1)
+    assert registry.promote("a", "production", 2, rule).is_moved is is_moved
+
+
+@pytest.mark.parametrize(
+    ("number", "rule", "error", "message"),
+    [
+        (
+            3,
+            Rule(),
+            Conflict,
+            "fingerprint 'bbbbbbbbbbbb…', the current version on 'aaaaaaaaaaaa…'",
+        ),
+        (4, Rule(), Conflict, "The candidate was not tested"),
+        (5, Rule(), Conflict, "has no metric 'accuracy' after training. It has none"),
+        (2, Rule("f1"), Conflict, "has no metric 'f1' after training. It has 'accuracy', 'ece'"),
+        (2, Rule(min_gain=float("nan")), InvalidRequest, "min_gain is 'nan'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(registry, number, rule, error, message):
+    registry.set_alias("a", "production", 1)
+    with pytest.raises(error) as caught:
+        registry.promote("a", "production", number, rule)
+    assert message in caught.value.message
+    assert registry.get_alias("a", "production").version == 1
+
+
+def test_a_promotion_on_old_knowledge_is_refused(registry):
+    first = registry.set_alias("a", "production", 1)
+    registry.set_alias("a", "production", 1)
+    with pytest.raises(Conflict, match="revision"):
+        registry.promote("a", "production", 2, Rule(), if_revision=first.revision)

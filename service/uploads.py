@@ -1,77 +1,71 @@
-"""A bundle sent as a tar stream: bounded, flat, plain files with known names, or refused."""
+"""The body of an upload, written to a file: an archive as it is, or the one file of a form."""
 
 from __future__ import annotations
 
-import shutil
-import tarfile
-from collections.abc import AsyncIterator
-from pathlib import Path, PurePosixPath
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
 
-from adapters.bundle import ALLOWED_FILES, check_file_name
-from adapters.errors import InvalidBundle, TooLarge
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from adapters.errors import InvalidRequest, TooLarge
+
+_FORM = "multipart/form-data"
+_MOST_FIELDS = 8
+_FORM_ROOM = 2**16  # bytes of a form beside its file
+_READ_BYTES = 2**20
 
 
-async def receive(chunks: AsyncIterator[bytes], target: Path, max_bytes: int) -> None:
-    """Write a request's body to a file.
+async def receive(
+    headers: Headers, chunks: AsyncIterator[bytes], target: Path, max_bytes: int
+) -> dict[str, str]:
+    """Write an archive that was sent to a file, and return the form's other fields, none without a form.
 
     Raises:
+        InvalidRequest: it is a form, but not one with a single file.
         TooLarge: the body goes beyond ``max_bytes``; what was written is the caller's to remove.
     """
-    size = 0
+    if headers.get("content-type", "").lower().startswith(_FORM):
+        return await _receive_form(headers, chunks, target, max_bytes)
     with target.open("wb") as file:
-        async for chunk in chunks:
-            size += len(chunk)
-            if size > max_bytes:
-                raise TooLarge(
-                    f"The bundle is larger than '{max_bytes}' bytes, the most that is taken. Lower the "
-                    "rank, or raise HEADSTOCK_MAX_BUNDLE_BYTES on the server."
-                )
+        async for chunk in _bounded(chunks, max_bytes):
             file.write(chunk)
+    return {}
 
 
-def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
-    """Unpack a bundle's tar file into an empty folder.
-
-    Raises:
-        InvalidBundle: it is no tar file, or holds anything but a bundle's own plain files.
-        TooLarge: its files are larger than ``max_bytes`` in all.
-    """
+async def _receive_form(
+    headers: Headers, chunks: AsyncIterator[bytes], target: Path, max_bytes: int
+) -> dict[str, str]:
+    bounded = _bounded(chunks, max_bytes + _FORM_ROOM)
     try:
-        with tarfile.open(archive, "r:") as tar:  # plain: a compressed one could be a bomb
-            size = 0
-            for count, member in enumerate(tar, start=1):
-                if member.isdir() and PurePosixPath(member.name) == PurePosixPath("."):
-                    continue
-                _check_member(member, count)
-                size += member.size
-                if size > max_bytes:
-                    raise TooLarge(
-                        f"The bundle's files are larger than '{max_bytes}' bytes in all."
-                    )
-                _extract(tar, member, folder)
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise InvalidBundle(
-            f"The body is not a whole tar file ({error}). Send one made with "
-            "'tar -C BUNDLE -cf - .', as application/x-tar."
+        parser = MultiPartParser(headers, bounded, max_files=1, max_fields=_MOST_FIELDS)
+        form = await parser.parse()
+    except (MultiPartException, KeyError) as error:
+        told = error.message if isinstance(error, MultiPartException) else "no boundary is given"
+        raise InvalidRequest(
+            f"The form can't be read: {told} Send one with the field 'file'.", param="file"
         ) from error
+    fields: dict[str, str] = {}
+    try:
+        files = [value for value in form.values() if isinstance(value, UploadFile)]
+        if not files:
+            raise InvalidRequest("The form has no file. Send the bundle as 'file'.", param="file")
+        with target.open("wb") as file:
+            while chunk := await files[0].read(_READ_BYTES):
+                file.write(chunk)
+        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    finally:
+        await form.close()
+    return fields
 
 
-def _check_member(member: tarfile.TarInfo, count: int) -> None:
-    path = PurePosixPath(member.name)
-    is_plain = member.isfile() and member.size >= 0
-    if not is_plain or len(path.parts) != 1 or count > len(ALLOWED_FILES) + 1:
-        raise InvalidBundle(
-            f"The tar file holds '{member.name[:100]}'; it may hold only a bundle's plain files, "
-            "without folders."
-        )
-    check_file_name(path.name)
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    target = folder / PurePosixPath(member.name).name
-    if target.exists():
-        raise InvalidBundle(f"The tar file holds '{target.name}' twice. Send each file once.")
-    source = tar.extractfile(member)
-    assert source is not None
-    with source, target.open("xb") as file:
-        shutil.copyfileobj(source, file)
+async def _bounded(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncGenerator[bytes, None]:
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > max_bytes:
+            raise TooLarge(
+                f"The bundle is larger than '{max_bytes}' bytes, the most that is taken. Lower the "
+                "rank, or raise HEADSTOCK_MAX_BUNDLE_BYTES on the server."
+            )
+        yield chunk

@@ -10,18 +10,30 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adapters.errors import InvalidRequest
 from adapters.reference import Reference, check_name
 from adapters.registry.notes import check_note
 from adapters.registry.records import Adapter, Alias, Version
 from adapters.registry.registry import Registry
-from service.uploads import receive, unpack
+from adapters.validation import first_problem
+from service.archives import unpack
+from service.uploads import receive
 
 MAX_VERSION = 10**9
 
 
 Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
+
+
+class TargetBody(BaseModel):
+    """What a version is to be called: from the URL or, in a form, its fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    note: str = ""
 
 
 class NotesBody(BaseModel):
@@ -40,16 +52,22 @@ def adapters_router(registry: Registry, max_bundle_bytes: int) -> APIRouter:
         return {"adapters": [adapter_body(adapter) for adapter in adapters]}
 
     @router.post("", status_code=201)
-    async def create_version(name: str, request: Request, note: str = "") -> dict[str, Any]:
-        """Store the bundle in the body, a tar stream, as the next version of ``name``."""
-        check_name(name, what="adapter name")
-        check_note(note)
+    async def create_version(
+        request: Request, name: str | None = None, note: str | None = None
+    ) -> dict[str, Any]:
+        """Store the bundle in the body, a tar or zip file or a form with one, as the next version of ``name``."""
+        if name is not None:
+            check_name(name, what="adapter name")
         with tempfile.TemporaryDirectory(prefix="headstock-upload-") as scratch:
-            archive, folder = Path(scratch) / "bundle.tar", Path(scratch) / "bundle"
+            archive, folder = Path(scratch) / "archive", Path(scratch) / "bundle"
             folder.mkdir()
-            await receive(request.stream(), archive, max_bundle_bytes)
+            fields = await receive(request.headers, request.stream(), archive, max_bundle_bytes)
+            fields |= {k: v for k, v in (("name", name), ("note", note)) if v is not None}
+            target = _target(fields)
             await asyncio.to_thread(unpack, archive, folder, max_bundle_bytes)
-            version = await asyncio.to_thread(registry.create_version, name, folder, note=note)
+            version = await asyncio.to_thread(
+                registry.create_version, target.name, folder, note=target.note
+            )
         return version_body(version)
 
     @router.get("/{name}")
@@ -83,6 +101,17 @@ def adapters_router(registry: Registry, max_bundle_bytes: int) -> APIRouter:
         return {"name": name, "deleted": True}
 
     return router
+
+
+def _target(fields: dict[str, str]) -> TargetBody:
+    try:
+        target = TargetBody.model_validate(fields)
+    except ValidationError as error:
+        message, param = first_problem(error)
+        raise InvalidRequest(f"Of the upload, {message}", param=param) from error
+    check_name(target.name, what="adapter name")
+    check_note(target.note)
+    return target
 
 
 def adapter_body(adapter: Adapter) -> dict[str, Any]:

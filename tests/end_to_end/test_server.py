@@ -7,6 +7,7 @@ import shutil
 import struct
 import tarfile
 import threading
+import zipfile
 
 import httpx
 import pytest
@@ -210,6 +211,23 @@ def test_a_tar_that_climbs_out_is_refused(client):
     response = client._http.post("/v1/adapters", params={"name": "a"}, content=buffer.getvalue())
     assert response.status_code == 400
     assert "../manifest.json" in response.json()["error"]["message"]
+
+
+def test_a_bundle_comes_as_a_zip_and_in_a_form(client, bundles):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in (bundles / "labels").iterdir():
+            archive.write(path, path.name)
+    data = buffer.getvalue()
+    plain = client._http.post("/v1/adapters", params={"name": "zipped"}, content=data)
+    files = {"file": ("bundle.zip", data)}
+    form = client._http.post("/v1/adapters", data={"name": "formed", "note": "hi"}, files=files)
+    assert (plain.status_code, form.status_code) == (201, 201), (plain.text, form.text)
+    assert plain.json()["digest"] == form.json()["digest"]
+    assert form.json()["note"] == "hi"
+    nameless = client._http.post("/v1/adapters", files=files)
+    assert nameless.status_code == 400
+    assert nameless.json()["error"]["param"] == "name"
 
 
 def test_aliases_move_with_if_match(client, bundles):

@@ -6,13 +6,18 @@ import gzip
 import io
 import lzma
 import random
+import struct
 import tarfile
 import tracemalloc
+import warnings
+import zipfile
 
 import pytest
+from starlette.datastructures import Headers
 
-from adapters.errors import InvalidBundle, TooLarge
-from service.uploads import receive, unpack
+from adapters.errors import InvalidBundle, InvalidRequest, TooLarge
+from service.archives import unpack
+from service.uploads import receive
 
 FILES = {
     "adapter_config.json": b"{}",
@@ -95,7 +100,7 @@ def odd(kind, link="/etc/passwd", name="manifest.json"):
         (tar(("manifest.json", b"x"), ("./manifest.json", b"y")), "manifest.json"),
         (tar(("README.md", b"x"), ("x" * 5000, b"")), "belong"),
         (b"", "not a whole tar file"),
-        (b"PK\x03\x04 a zip file" * 100, "not a whole tar file"),
+        (b"PK\x03\x04 a zip file" * 100, "not a whole zip file"),
         (b"\0" * 100, "not a whole tar file"),
         (tar(("manifest.json", b"x" * 3000))[:512], "not a whole tar file"),
         (tar(("manifest.json", b"x" * 3000))[:2000], "not a whole tar file"),
@@ -163,6 +168,70 @@ def test_a_damaged_compressed_tar_is_refused(unpacked, compress):
         unpacked(bytes(data))
 
 
+def zipped(*files, kind=zipfile.ZIP_DEFLATED):
+    """Return a zip of (name or ZipInfo, bytes) pairs."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", kind) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that comes twice
+        for name, data in files:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def zip_member(name, mode):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+def lying_zip(declared):
+    """Return a zip whose one file is larger than it says, in both places that say it."""
+    data = zipped(("README.md", bytes(10 * LIMIT)))
+    return data.replace(struct.pack("<L", 10 * LIMIT), struct.pack("<L", declared))
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_comes_through_unchanged(unpacked, kind):
+    assert unpacked(zipped(*FILES.items(), kind=kind)) == FILES
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (zipped(("../manifest.json", b"x")), "without folders"),
+        (zipped(("/tmp/manifest.json", b"x")), "without folders"),
+        (zipped(("a/manifest.json", b"x")), "without folders"),
+        (zipped(("manifest.json/", b"")), "plain files"),
+        (zipped((zip_member("manifest.json", 0o120777), b"/etc/passwd")), "plain files"),
+        (zipped((zip_member("manifest.json", 0o010644), b"")), "plain files"),
+        (zipped(("adapter_model.bin", b"x")), "Pickled weights are never read"),
+        (zipped(("manifest.json", b"x"), ("manifest.json", b"y")), "twice"),
+        (zipped(*[(f"{i}.json", b"") for i in range(10_000)]), "lists '10000' files"),
+        (zipped(*[(f"{i}.json", b"") for i in range(70_000)]), "not a whole zip file"),
+        (zipped(("README.md", b"x" * 500), kind=zipfile.ZIP_LZMA), "neither stored nor deflated"),
+        (zipped(("README.md", b"abc"))[:40], "not a whole zip file"),
+        (
+            zipped(("README.md", b"abc"), kind=zipfile.ZIP_STORED).replace(b"abc", b"abd"),
+            "not a whole zip file",
+        ),
+        (zipped(("README.md", b"abc"))[:-22] + b"x" * 22, "not a whole zip file"),
+        (lying_zip(10), "not a whole zip file"),
+    ],
+)
+def test_anything_but_a_bundles_plain_files_is_refused_in_a_zip(unpacked, data, said):
+    with pytest.raises(InvalidBundle, match=said):
+        unpacked(data)
+
+
+def test_a_zip_bomb_is_refused_once_it_is_larger_than_the_limit(unpacked, tmp_path):
+    bomb = zipped(("README.md", bytes(100 * LIMIT)))
+    assert len(bomb) < LIMIT
+    with pytest.raises(TooLarge, match="larger than '100000' bytes in all"):
+        unpacked(bomb)
+    written = sum(path.stat().st_size for path in (tmp_path / "upload" / "bundle").iterdir())
+    assert written <= LIMIT
+
+
 async def stream(*chunks):
     for chunk in chunks:
         yield chunk
@@ -170,7 +239,7 @@ async def stream(*chunks):
 
 @pytest.mark.parametrize("chunks", [[], [b"abc"], [b"ab", b"", b"cdef", b"ghij"]])
 def test_a_body_is_written_as_it_came(tmp_path, chunks):
-    asyncio.run(receive(stream(*chunks), tmp_path / "body", 10))
+    asyncio.run(receive(Headers(), stream(*chunks), tmp_path / "body", 10))
     assert (tmp_path / "body").read_bytes() == b"".join(chunks)
 
 
@@ -180,5 +249,45 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_written(tmp_path):
             yield bytes(1000)
 
     with pytest.raises(TooLarge, match=r"larger than '2500' bytes.*HEADSTOCK_MAX_BUNDLE_BYTES"):
-        asyncio.run(receive(endless(), tmp_path / "body", 2500))
+        asyncio.run(receive(Headers(), endless(), tmp_path / "body", 2500))
     assert (tmp_path / "body").stat().st_size <= 2500
+
+
+def form(*parts):
+    """Return headers and body of a form; a part is (name, file name or None, bytes)."""
+    body = b""
+    for name, file_name, data in parts:
+        file = f'; filename="{file_name}"' if file_name else ""
+        body += f'--X\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode()
+        body += data + b"\r\n"
+    return Headers({"content-type": "multipart/form-data; boundary=X"}), body + b"--X--\r\n"
+
+
+def test_the_file_of_a_form_is_written_and_its_fields_are_told(tmp_path):
+    headers, body = form(("name", None, b"films"), ("file", "b.zip", b"data"), ("note", None, b"n"))
+    pieces = [body[i : i + 7] for i in range(0, len(body), 7)]
+    fields = asyncio.run(receive(headers, stream(*pieces), tmp_path / "body", 100))
+    assert (tmp_path / "body").read_bytes() == b"data"
+    assert fields == {"name": "films", "note": "n"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (form(("name", None, b"films")), "The form has no file"),
+        (form(("file", "a", b""), ("file", "b", b"")), "Too many files"),
+        (form(*[(f"f{i}", None, b"") for i in range(20)]), "Too many fields"),
+        ((Headers({"content-type": "multipart/form-data"}), b"x"), "can't be read"),
+        ((Headers({"content-type": "multipart/form-data; boundary=X"}), b"nothing"), "form"),
+    ],
+)
+def test_a_form_without_just_one_file_is_refused(tmp_path, given, said):
+    headers, body = given
+    with pytest.raises(InvalidRequest, match=said):
+        asyncio.run(receive(headers, stream(body), tmp_path / "body", 100))
+
+
+def test_a_form_beyond_the_limit_is_refused(tmp_path):
+    headers, body = form(("file", "a", bytes(200_000)))
+    with pytest.raises(TooLarge, match="larger than"):
+        asyncio.run(receive(headers, stream(body), tmp_path / "body", 1000))

@@ -136,6 +136,24 @@ def delete(
     typer.echo(f"Deleted {reference}")
 
 
+@app.command("diff")
+def show_difference(
+    first: Annotated[str, typer.Argument(help="name:version, name@alias or name.")],
+    second: Annotated[str, typer.Argument(help="What to compare it with.")],
+    home: Home = None,
+) -> None:
+    """Print in which fields two versions' manifests differ."""
+    from adapters.reference import parse_reference
+    from adapters.registry.differences import differences
+
+    registry = open_registry_of(load(home=home))
+    versions = [registry.resolve(parse_reference(each)) for each in (first, second)]
+    if versions[0].digest == versions[1].digest:
+        typer.echo("The same weights, task and backbone: one digest.")
+    for path, one, other in differences(*(version.manifest for version in versions)):
+        typer.echo(f"{path}: {one} -> {other}")
+
+
 @app.command("gc")
 def collect(
     min_hours: Annotated[

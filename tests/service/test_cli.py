@@ -113,12 +113,17 @@ def test_push_list_alias_and_show(tmp_path, decoder_folder, decoder_spec):
     assert (shown["name"], shown["version"], shown["task"]) == ("labels", 1, "text-classification")
 
 
-def test_annotate_rollback_delete_and_gc(tmp_path, decoder_folder, decoder_spec):
+def test_annotate_diff_rollback_delete_and_gc(tmp_path, decoder_folder, decoder_spec):
     for seed in (0, 1):
         save_bundle(tmp_path / str(seed), decoder_spec, classifier(), seed=seed)
         headstock("adapters", "push", "labels", tmp_path / str(seed), "--backbone", decoder_folder)
     noted = headstock("adapters", "annotate", "labels:1", "--note", "May", "--tag", "owner=ana")
     assert noted.stdout == "labels:1  May  owner=ana\n"
+    told = headstock("adapters", "diff", "labels:1", "labels:2").stdout
+    assert "digest: " in told
+    assert "files.head.safetensors: " in told
+    assert "task" not in told
+    assert "one digest" in headstock("adapters", "diff", "labels:1", "labels:1").stdout
     for number in (1, 2):
         headstock("adapters", "alias", "labels", "production", number)
     assert headstock("adapters", "rollback", "labels").stdout == "labels@production -> 1\n"

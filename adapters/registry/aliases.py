@@ -27,7 +27,7 @@ def move_alias(
     """
     find_version(session, adapter, number)
     row = any_alias(session, adapter, alias)
-    _check_revision(adapter, alias, row.revision if row else 0, if_revision)
+    check_revision(adapter, alias, row, if_revision)
     revision = _next_revision(session, adapter, alias)
     if row is None:
         row = AliasTable(namespace=adapter.namespace, adapter_id=adapter.id, name=alias)
@@ -67,7 +67,7 @@ def remove_alias(
         Conflict: it is not at ``if_revision``.
     """
     row = find_alias(session, adapter, alias)
-    _check_revision(adapter, alias, row.revision, if_revision)
+    check_revision(adapter, alias, row, if_revision)
     row.revision, row.moved_at = _next_revision(session, adapter, alias), now()
     _record(session, adapter, row, None, False)
     session.delete(row)
@@ -120,9 +120,11 @@ def _record(
     session.flush()
 
 
-def _check_revision(
-    adapter: AdapterTable, alias: str, current: int, if_revision: int | None
+def check_revision(
+    adapter: AdapterTable, alias: str, row: AliasTable | None, if_revision: int | None
 ) -> None:
+    """Raise Conflict if an alias, ``row`` or not there yet (revision 0), is not at ``if_revision``."""
+    current = row.revision if row else 0
     if if_revision is not None and if_revision != current:
         raise Conflict(
             f"Alias '{alias}' of '{adapter.name}' is at revision '{current}', not '{if_revision}': it "

@@ -1,4 +1,4 @@
-"""The promotion gate: whether a version is better than the one an alias points at, on the same test rows.
+"""The promotion gate: whether a version gains enough over the one an alias points at, on the same test rows.
 
 Metrics are those in the manifests, measured by the run that made each bundle; they lie outside the digest.
 """
@@ -21,7 +21,7 @@ class Rule:
 
     Args:
         metric: in both manifests; None for the task's primary one.
-        min_gain: in the metric's own unit; below 0 allows for as much of a loss.
+        min_gain: in the metric's own unit; 0 asks to be no worse, and below 0 allows for as much of a loss.
     """
 
     metric: str | None = None

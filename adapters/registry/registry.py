@@ -14,7 +14,13 @@ from adapters.backbone import BackboneSpec
 from adapters.bundle import load_bundle, read_manifest
 from adapters.errors import BackboneMismatch
 from adapters.reference import DEFAULT_ALIAS, DEFAULT_NAMESPACE, Reference, check_name
-from adapters.registry.aliases import alias_moves, move_alias, remove_alias, roll_back
+from adapters.registry.aliases import (
+    alias_moves,
+    check_revision,
+    move_alias,
+    remove_alias,
+    roll_back,
+)
 from adapters.registry.blobs import BlobStore
 from adapters.registry.database import Database
 from adapters.registry.lookups import (
@@ -184,7 +190,7 @@ class Registry:
         if_revision: int | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> Promotion:
-        """Point an alias at a version if that is better than what it points at now, or say why not.
+        """Point an alias at a version if that gains enough over what it points at now, or say why not.
 
         Raises:
             InvalidRequest: the rule makes no sense.
@@ -197,6 +203,7 @@ class Registry:
             adapter = find_adapter(session, namespace, name)
             candidate = version_of(find_version(session, adapter, number), adapter)
             row = any_alias(session, adapter, alias)
+            check_revision(adapter, alias, row, if_revision)
             current = None
             if row is not None:
                 current = version_of(find_version(session, adapter, row.version), adapter).manifest

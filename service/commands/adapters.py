@@ -67,7 +67,7 @@ def promote(
     min_gain: Annotated[float, typer.Option(help="In the metric's own unit.")] = 0.0,
     home: Home = None,
 ) -> None:
-    """Point an alias at a version if it is better on the same test rows; exit code 1 if not."""
+    """Point an alias at a version if it gains enough on the same test rows; exit code 1 if not."""
     from adapters.reference import parse_reference
     from adapters.registry.promotion import Rule
 

@@ -97,5 +97,6 @@ def test_what_cannot_be_compared_is_refused(registry, number, rule, error, messa
 def test_a_promotion_on_old_knowledge_is_refused(registry):
     first = registry.set_alias("a", "production", 1)
     registry.set_alias("a", "production", 1)
-    with pytest.raises(Conflict, match="revision"):
-        registry.promote("a", "production", 2, Rule(), if_revision=first.revision)
+    for rule in (Rule(), Rule(min_gain=0.5)):  # met, and not met
+        with pytest.raises(Conflict, match="revision"):
+            registry.promote("a", "production", 2, rule, if_revision=first.revision)

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.bundles import answerer, classifier, save_bundle, summarizer
+from tests.servers import running_server
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,18 @@ def bundles(tmp_path_factory, decoder_spec):
     }.items():
         save_bundle(root / name, decoder_spec, task, seed=len(name))
     return root
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, decoder_folder, bundles):
+    home = tmp_path_factory.mktemp("server-home")
+    with running_server(home, str(decoder_folder), dtype="float32", max_row_tokens=200) as running:
+        client, _ = running
+        for name in ("labels", "many", "answers", "summary"):
+            client.create_version(name, bundles / name)
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    return server[0]

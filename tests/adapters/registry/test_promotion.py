@@ -3,11 +3,9 @@
 import pytest
 
 from adapters.errors import Conflict, InvalidRequest
-from adapters.registry.blobs import BlobStore
-from adapters.registry.database import Database
 from adapters.registry.promotion import Rule
-from adapters.registry.registry import Registry
 from tests.bundles import classifier, save_bundle
+from tests.registries import open_registry
 
 ROWS, OTHER_ROWS = "a" * 64, "b" * 64
 VERSIONS = (  # metrics and test rows of versions 1, 2 …
@@ -30,9 +28,7 @@ def bundles(tmp_path_factory, decoder_spec):
 
 @pytest.fixture
 def registry(tmp_path, decoder_spec, bundles):
-    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
-    registry = Registry(database, BlobStore(str(tmp_path / "blobs"), tmp_path / "cache"))
-    registry.add_backbone(decoder_spec)
+    registry = open_registry(tmp_path, decoder_spec)
     for i in range(len(VERSIONS)):
         registry.create_version("a", bundles / str(i))
     return registry

@@ -124,7 +124,7 @@ def seal_bundle(
             if path.name in ALLOWED_FILES - {MANIFEST_FILE, CARD_FILE}
         },
         digest=_digest(
-            _read_json(folder / CONFIG_FILE),
+            read_json(folder / CONFIG_FILE),
             read_tensors(folder / WEIGHTS_FILE),
             read_tensors(folder / HEAD_FILE) if head else {},
             (task.name, options, head, backbone),
@@ -149,7 +149,7 @@ def load_bundle(folder: Path, spec: BackboneSpec | None = None) -> Bundle:
     """
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
-    config = _read_json(folder / CONFIG_FILE)
+    config = read_json(folder / CONFIG_FILE)
     weights = read_tensors(folder / WEIGHTS_FILE)
     head = read_tensors(folder / HEAD_FILE) if manifest.head else {}
     _check_finite(weights | head)
@@ -179,12 +179,13 @@ def read_manifest(folder: Path) -> Manifest:
             f"'{folder.name}' has no {MANIFEST_FILE}. A bundle is the folder that training writes."
         )
     try:
-        return Manifest.model_validate(_read_json(path))
+        return Manifest.model_validate(read_json(path))
     except ValidationError as error:
         raise InvalidBundle(f"{MANIFEST_FILE}: {first_problem(error)[0]}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in one of a bundle's JSON files, which are bounded in size."""
     if not path.is_file():
         raise InvalidBundle(f"File '{path.name}' is missing from the bundle.")
     if path.stat().st_size > MAX_TEXT_BYTES:

@@ -15,6 +15,7 @@ import httpx
 
 TRY_AGAIN = (429, 503)  # the server did nothing, and says in Retry-After when it may
 MAX_RETRY_SECONDS = 30.0
+STOCK_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
 class ClientError(Exception):
@@ -113,11 +114,13 @@ class Client:
         return self._call("GET", f"/v1/adapters/{name}")
 
     def create_version(self, name: str, bundle: Path | str) -> dict[str, Any]:
-        """Send a bundle's folder as the next version of an adapter, and return the version."""
+        """Send a bundle's folder, or a stock PEFT one, as the next version of an adapter, and return the version."""
         buffer = io.BytesIO()
+        is_stock = not (Path(bundle) / "manifest.json").exists()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for path in sorted(Path(bundle).iterdir()):
-                tar.add(path, arcname=path.name)
+                if not is_stock or path.name in STOCK_FILES:  # beside a tokenizer and so on
+                    tar.add(path, arcname=path.name)
         headers = {"Content-Type": "application/x-tar"}
         return self._call(
             "POST",

@@ -31,6 +31,7 @@ from service.predictor import Predictor
 from service.routes.adapters import adapters_router
 from service.routes.aliases import aliases_router
 from service.routes.embeddings import embeddings_router
+from service.routes.lora import lora_router
 from service.routes.predict import predict_router
 from service.routes.residency import residency_router
 from service.settings import Settings
@@ -136,8 +137,9 @@ def build_server(settings: Settings) -> Server:
     server.app.title = "Headstock"
     server.app.include_router(predict_router(predictor, calls, settings))
     server.app.include_router(embeddings_router(backbone, tokenizer, calls, settings))
-    server.app.include_router(adapters_router(registry, settings.max_bundle_bytes))
+    server.app.include_router(adapters_router(registry, settings))
     server.app.include_router(aliases_router(registry))
+    server.app.include_router(lora_router(registry, settings))
     server.app.include_router(residency_router(registry, calls))
     add_error_handlers(server.app)
     server.app.add_middleware(Gatekeeper, settings.max_body_bytes, traffic)

@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     max_bundle_bytes: int = Field(
         256 * 2**20, ge=1024, description="Largest bundle that may be sent."
     )
+    bundle_urls: str | None = Field(
+        None, description="URLs under which bundles may be fetched from, with commas between; none."
+    )
     drain_seconds: float = Field(10.0, ge=0, description="Time that running calls get at SIGTERM.")
 
     @field_validator("home")
@@ -100,6 +103,9 @@ class Settings(BaseSettings):
 
     def resolved_blob_url(self) -> str:
         return self.blob_url or str(self.home / "blobs")
+
+    def trusted_urls(self) -> list[str]:
+        return [url for part in (self.bundle_urls or "").split(",") if (url := part.strip())]
 
     def bundle_cache(self) -> Path:
         return self.home / "cache" / "bundles"

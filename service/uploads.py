@@ -16,6 +16,11 @@ _FORM_ROOM = 2**16  # bytes of a form beside its file
 _READ_BYTES = 2**20
 
 
+def is_json(headers: Headers) -> bool:
+    """Tell whether a body says of itself that it is JSON."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
 async def receive(
     headers: Headers, chunks: AsyncIterator[bytes], target: Path, max_bytes: int
 ) -> dict[str, str]:

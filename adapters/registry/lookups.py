@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from adapters.errors import NotFound
+from adapters.registry.records import Adapter, Alias, alias_of
 from adapters.registry.tables import AdapterTable, AliasTable, VersionTable
 
 _MOST_TOLD = 10  # names in an error
@@ -95,3 +98,22 @@ def find_alias(session: Session, adapter: AdapterTable, alias: str) -> AliasTabl
         known = ", ".join(f"'{name}'" for name in names) or "none yet"
         raise NotFound(f"'{adapter.name}' has no alias '{alias}'. Known: {known}.", param="adapter")
     return row
+
+
+def adapters_of(session: Session, rows: Sequence[AdapterTable]) -> list[Adapter]:
+    """Return adapters with their newest versions and aliases: two queries, however many they are."""
+    ids = [row.id for row in rows]
+    newest = session.execute(
+        select(VersionTable.adapter_id, func.max(VersionTable.number).label("number"))
+        .where(VersionTable.adapter_id.in_(ids), VersionTable.deleted_at.is_(None))
+        .group_by(VersionTable.adapter_id)
+    )
+    numbers = {row.adapter_id: row.number for row in newest}
+    aliases: dict[int, list[Alias]] = {}
+    found = select(AliasTable).where(AliasTable.adapter_id.in_(ids)).order_by(AliasTable.name)
+    for alias in session.scalars(found):
+        aliases.setdefault(alias.adapter_id, []).append(alias_of(alias))
+    return [
+        Adapter(row.namespace, row.name, row.task, numbers[row.id], tuple(aliases.get(row.id, ())))
+        for row in rows
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 from adapters.backbone import BackboneSpec
 from adapters.bundle import load_bundle, read_manifest
 from adapters.errors import BackboneMismatch
+from adapters.importing import import_stock, is_stock
 from adapters.reference import DEFAULT_ALIAS, DEFAULT_NAMESPACE, Reference, check_name
 from adapters.registry.aliases import (
     alias_moves,
@@ -24,6 +26,7 @@ from adapters.registry.aliases import (
 from adapters.registry.blobs import BlobStore
 from adapters.registry.database import Database
 from adapters.registry.lookups import (
+    adapters_of,
     any_alias,
     find_adapter,
     find_alias,
@@ -87,6 +90,12 @@ class Registry:
             )
         return BackboneSpec.model_validate(row.spec)
 
+    def list_backbones(self) -> list[BackboneSpec]:
+        """Return the backbones that bundles may be made for, by name."""
+        with self._database.read() as session:
+            rows = session.scalars(select(BackboneTable).order_by(BackboneTable.name))
+            return [BackboneSpec.model_validate(row.spec) for row in rows]
+
     def create_version(
         self,
         name: str,
@@ -94,13 +103,17 @@ class Registry:
         *,
         note: str = "",
         tags: Mapping[str, str] = _NO_TAGS,
+        backbone: str | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> Version:
-        """Store a bundle as the next version of an adapter, and return that version.
+        """Store a bundle, or a stock PEFT folder, as the next version of an adapter, and return that version.
 
         Validates, uploads, then records, in that order: a row never points at a missing blob. Two
         callers adding at once get two numbers; a bundle that is already there keeps its number, note and
         tags, and one that was deleted comes back under its old number. Aliases do not move.
+
+        Args:
+            backbone: name of the one that a stock PEFT folder was made for, if its config does not tell.
 
         Raises:
             InvalidRequest: the name, the note or a tag can't be taken.
@@ -111,6 +124,12 @@ class Registry:
         check_name(name, what="adapter name")
         check_note(note)
         check_tags(tags)
+        if is_stock(folder):
+            with tempfile.TemporaryDirectory(prefix="headstock-import-") as made:
+                import_stock(folder, Path(made), self.list_backbones(), backbone)
+                return self.create_version(
+                    name, Path(made), note=note, tags=tags, namespace=namespace
+                )
         fingerprint = read_manifest(folder).backbone.fingerprint
         bundle = load_bundle(folder, self.get_backbone(fingerprint))
         self._blobs.push(folder, bundle.digest)
@@ -140,21 +159,41 @@ class Registry:
                 number = alias.version if alias else latest(session, adapter)
             return version_of(find_version(session, adapter, number), adapter)
 
-    def list_adapters(self, namespace: str = DEFAULT_NAMESPACE) -> list[Adapter]:
-        """Return a namespace's adapters, by name."""
+    def fetch(self, version: Version) -> Path:
+        """Return a local folder with a version's bundle, which is not the caller's to change.
+
+        Raises:
+            NotFound: the blob store has lost it.
+        """
+        return self._blobs.fetch(version.digest)
+
+    def list_adapters(
+        self, namespace: str = DEFAULT_NAMESPACE, *, after: str = "", limit: int | None = None
+    ) -> list[Adapter]:
+        """Return a namespace's adapters, by name; of those behind ``after``, ``limit`` at most."""
         with self._database.read() as session:
-            return [_adapter(session, row) for row in session.scalars(live_adapters(namespace))]
+            query = live_adapters(namespace).where(AdapterTable.name > after).limit(limit)
+            return adapters_of(session, list(session.scalars(query)))
 
     def get_adapter(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> Adapter:
         with self._database.read() as session:
-            return _adapter(session, find_adapter(session, namespace, name))
+            return adapters_of(session, [find_adapter(session, namespace, name)])[0]
 
-    def list_versions(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> list[Version]:
-        """Return an adapter's versions, oldest first."""
+    def list_versions(
+        self,
+        name: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        before: int | None = None,
+        limit: int | None = None,
+    ) -> list[Version]:
+        """Return an adapter's versions, oldest first; of those ``before`` a number, the newest ``limit``."""
         with self._database.read() as session:
             adapter = find_adapter(session, namespace, name)
-            rows = session.scalars(live_versions(adapter).order_by(VersionTable.number))
-            return [version_of(row, adapter) for row in rows]
+            query = live_versions(adapter).order_by(VersionTable.number.desc()).limit(limit)
+            if before is not None:
+                query = query.where(VersionTable.number < before)
+            return [version_of(row, adapter) for row in reversed(list(session.scalars(query)))]
 
     def set_alias(
         self,
@@ -355,12 +394,3 @@ class Registry:
 
 def _raise_generation(session: Session) -> None:
     session.execute(update(GenerationTable).values(number=GenerationTable.number + 1))
-
-
-def _adapter(session: Session, row: AdapterTable) -> Adapter:
-    aliases = session.scalars(
-        select(AliasTable).where(AliasTable.adapter_id == row.id).order_by(AliasTable.name)
-    )
-    return Adapter(
-        row.namespace, row.name, row.task, latest(session, row), tuple(map(alias_of, aliases))
-    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from service.commands.options import BackboneName, Home, load, open_registry_of
 
+ExportForm = Literal["peft", "merged"]
+ExportDtype = Literal["float32", "bfloat16"]
 app = typer.Typer(help="The registry: adapters, versions, aliases.", no_args_is_help=True)
 
 
@@ -37,14 +39,61 @@ def show_adapter(
 @app.command("push")
 def push_adapter(
     name: Annotated[str, typer.Argument(help="Name of the adapter.")],
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, or of a stock PEFT adapter.")],
     backbone: BackboneName = None,
     home: Home = None,
 ) -> None:
-    """Add a bundle as the next version of an adapter."""
+    """Add a bundle, or a stock PEFT folder for text-generation, as the next version of an adapter."""
+    from adapters.backbone import backbone_name
+
     settings = load(home=home, backbone=backbone)
-    version = open_registry_of(settings, settings.backbone).create_version(name, bundle)
+    registry = open_registry_of(settings, settings.backbone)
+    named = None if backbone is None else backbone_name(backbone)
+    version = registry.create_version(name, bundle, backbone=named)
     typer.echo(f"Registered {version.name}:{version.number} (digest {version.digest[:12]})")
+
+
+@app.command("pull")
+def pull_adapter(
+    reference: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the bundle.")],
+    home: Home = None,
+) -> None:
+    """Copy a version's bundle out of the registry."""
+    from adapters.exporting import export_bundle
+    from adapters.reference import parse_reference
+
+    registry = open_registry_of(load(home=home))
+    version = registry.resolve(parse_reference(reference))
+    export_bundle(registry.fetch(version), out)
+    typer.echo(f"{version.name}:{version.number} (digest {version.digest[:12]}) is in {out}")
+
+
+@app.command("export")
+def export_adapter(
+    reference: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    form: Annotated[
+        ExportForm, typer.Option("--as", help="A plain PEFT folder, or a whole model.")
+    ] = "peft",
+    dtype: Annotated[ExportDtype, typer.Option(help="Of a merged model's weights.")] = "float32",
+    home: Home = None,
+) -> None:
+    """Write a version for other programs: a plain PEFT folder, or a model with the adapter merged into it."""
+    from adapters.exporting import export_merged, export_peft
+    from adapters.reference import parse_reference
+
+    registry = open_registry_of(load(home=home))
+    version = registry.resolve(parse_reference(reference))
+    folder = registry.fetch(version)
+    if form == "peft":
+        left_out = export_peft(folder, out)
+        told = f"; left out: {', '.join(left_out)}" if left_out else ""
+    else:
+        spec = registry.get_backbone(version.manifest.backbone.fingerprint)
+        beside = export_merged(folder, spec, out, dtype)
+        told = f"; beside it: {', '.join(beside)}" if beside else ""
+    typer.echo(f"{version.name}:{version.number} is in {out}{told}")
 
 
 @app.command("alias")

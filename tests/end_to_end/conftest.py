@@ -1,5 +1,7 @@
 """Bundles of every task on the tiny decoder, for the servers of these tests."""
 
+import shutil
+
 import pytest
 
 from tests.bundles import answerer, classifier, save_bundle, summarizer
@@ -20,10 +22,28 @@ def bundles(tmp_path_factory, decoder_spec):
     return root
 
 
+@pytest.fixture(scope="session")
+def trusted(tmp_path_factory, bundles):
+    """A folder that servers may fetch bundles from."""
+    folder = tmp_path_factory.mktemp("trusted")
+    shutil.copytree(bundles / "labels", folder / "labels")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stock_folder(tmp_path_factory, bundles):
+    """A folder as peft writes it, without a manifest, and with a tokenizer's file beside it."""
+    folder = shutil.copytree(bundles / "summary", tmp_path_factory.mktemp("stock") / "stock")
+    (folder / "manifest.json").unlink()
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, decoder_folder, bundles):
+def server(tmp_path_factory, decoder_folder, bundles, trusted):
     home = tmp_path_factory.mktemp("server-home")
-    with running_server(home, str(decoder_folder), dtype="float32", max_row_tokens=200) as running:
+    settings = {"dtype": "float32", "max_row_tokens": 200, "bundle_urls": str(trusted)}
+    with running_server(home, str(decoder_folder), **settings) as running:
         client, _ = running
         for name in ("labels", "many", "answers", "summary"):
             client.create_version(name, bundles / name)

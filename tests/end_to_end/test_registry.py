@@ -88,6 +88,58 @@ def test_a_bundle_comes_as_a_zip_and_in_a_form(client, bundles):
     assert nameless.json()["error"]["param"] == "name"
 
 
+def test_a_stock_peft_folder_is_served_as_text_generation(client, stock_folder):
+    version = client.create_version("stock", stock_folder)
+    assert version["task"] == "text-generation"
+    (prediction,) = client.predict("stock", {"prompt": "the sun"}, max_new_tokens=4)
+    (bare,) = client.predict("stock", {"prompt": "the sun"}, max_new_tokens=4)
+    assert prediction["text"] == bare["text"]
+    assert prediction["usage"]["completion_tokens"] <= 4
+
+
+def test_a_bundle_is_fetched_from_a_trusted_url(client, trusted, bundles):
+    body = {"name": "fetched", "url": f"{trusted}/labels", "note": "hi", "tags": {"a": "b"}}
+    response = client._http.post("/v1/adapters", json=body)
+    assert response.status_code == 201, response.text
+    assert (response.json()["note"], response.json()["tags"]) == ("hi", {"a": "b"})
+    for url, status in ((str(bundles / "labels"), 400), (f"{trusted}/none", 404)):
+        refused = client._http.post("/v1/adapters", json={"name": "fetched", "url": url})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (status, "url")
+    for wrong in ([], {"name": "a"}, {"name": "a", "url": "x", "more": 1}):
+        assert client._http.post("/v1/adapters", json=wrong).status_code == 400
+
+
+def test_vllm_s_names_load_and_unload(client, trusted):
+    load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+    body = {"lora_name": "hot", "lora_path": f"{trusted}/labels"}
+    assert client._http.post(load, json=body).text.startswith("Success")
+    assert client.predict("hot", "x")[0]["version"] == 1
+    assert client._http.post(load, json=body).status_code == 409
+    assert client._http.post(load, json={**body, "load_inplace": True}).status_code == 200
+    assert client.get_adapter("hot")["latest_version"] == 1  # the same weights
+    assert client._http.post(unload, json={"lora_name": "hot"}).text.startswith("Success")
+    assert client._http.post(unload, json={"lora_name": "hot"}).status_code == 404
+    with pytest.raises(ClientError):
+        client.predict("hot", "x")
+    elsewhere = client._http.post(load, json={"lora_name": "hot", "lora_path": "/etc"})
+    assert elsewhere.status_code == 400
+
+
+def test_lists_come_in_pages(client, bundles):
+    for name in ("page-a", "page-b"):
+        client.create_version(name, bundles / "labels")
+    client.create_version("page-a", bundles / "labels-2")
+    page = client._http.get("/v1/adapters", params={"limit": 1, "after": "page-a"}).json()
+    assert [adapter["name"] for adapter in page["adapters"]] == ["page-b"]
+    assert page["adapters"][0]["latest_version"] == 1
+    path = "/v1/adapters/page-a/versions"
+    newest = client._http.get(path, params={"limit": 1}).json()
+    assert ([v["version"] for v in newest["versions"]], newest["has_more"]) == ([2], True)
+    older = client._http.get(path, params={"limit": 1, "before": 2}).json()
+    assert ([v["version"] for v in older["versions"]], older["has_more"]) == ([1], False)
+    assert client._http.get(path, params={"limit": 0}).status_code == 400
+
+
 def test_aliases_move_with_if_match(client, bundles):
     client.create_version("moving", bundles / "labels")
     client.create_version("moving", bundles / "labels-2")

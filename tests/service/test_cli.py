@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundles import classifier, save_bundle
+from tests.bundles import classifier, save_bundle, summarizer
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -111,6 +111,19 @@ def test_push_list_alias_and_show(tmp_path, decoder_folder, decoder_spec):
     )
     shown = json.loads(headstock("adapters", "show", "labels@production").stdout)
     assert (shown["name"], shown["version"], shown["task"]) == ("labels", 1, "text-classification")
+
+
+def test_a_stock_folder_is_pushed_pulled_and_exported(tmp_path, decoder_folder, decoder_spec):
+    stock = tmp_path / "stock"
+    save_bundle(stock, decoder_spec, summarizer())
+    (stock / "manifest.json").unlink()
+    pushed = headstock("adapters", "push", "writer", stock, "--backbone", decoder_folder)
+    assert "Registered writer:1" in pushed.stdout, pushed.stderr
+    assert headstock("adapters", "pull", "writer", tmp_path / "out").stdout.startswith("writer:1 ")
+    assert (tmp_path / "out" / "manifest.json").is_file()
+    assert_one_line(headstock("adapters", "pull", "writer", tmp_path / "out"), "is not empty")
+    merged = headstock("adapters", "export", "writer", tmp_path / "merged", "--as", "merged")
+    assert (tmp_path / "merged" / "model.safetensors").is_file(), merged.stderr
 
 
 def test_annotate_diff_rollback_delete_and_gc(tmp_path, decoder_folder, decoder_spec):

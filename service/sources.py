@@ -1,0 +1,95 @@
+"""Bundles that a server fetches by itself, from under the URLs it was told to trust."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from adapters.bundle import ALLOWED_FILES
+from adapters.errors import InvalidRequest, NotFound, TooLarge
+
+_READ_BYTES = 2**20
+
+
+def fetch_source(url: str, trusted: Sequence[str], folder: Path, max_bytes: int) -> None:
+    """Copy the files of a bundle, or of a stock PEFT folder, from a URL into an empty folder.
+
+    Files that do not belong in a bundle are left where they are: such folders often hold a tokenizer too.
+
+    Args:
+        url: a folder, as an fsspec URL or a path.
+        trusted: URLs under which it must lie.
+
+    Raises:
+        InvalidRequest: it does not lie under a trusted one, links included.
+        NotFound: nothing is there.
+        TooLarge: the files are larger than ``max_bytes`` in all.
+    """
+    fs, root = _open_trusted(url, trusted)
+    try:
+        sizes = {
+            PurePosixPath(entry["name"]).name: entry["size"] or 0
+            for entry in fs.ls(root, detail=True)
+            if entry["type"] == "file" and not entry.get("islink")
+        }
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"There is no folder '{url}'. Check the path.", param="url") from error
+    names = sorted(ALLOWED_FILES & set(sizes))
+    if not names:
+        raise NotFound(
+            f"Folder '{url}' holds none of a bundle's files. Name the folder that holds "
+            "adapter_config.json.",
+            param="url",
+        )
+    left = max_bytes
+    for name in names:
+        with fs.open(f"{root}/{name}", "rb") as source, (folder / name).open("xb") as target:
+            left = _copy(source, target, left, max_bytes)
+
+
+def _open_trusted(url: str, trusted: Sequence[str]) -> tuple[Any, str]:
+    """Return the file system and path of a URL that lies under a trusted one."""
+    if not trusted:
+        raise InvalidRequest(
+            f"'{url[:200]}' is not fetched: this server trusts no URLs. Send the bundle in the body, or name "
+            "what to trust in HEADSTOCK_BUNDLE_URLS.",
+            param="url",
+        )
+    for prefix in trusted:
+        if _is_under(url, prefix):
+            fs, root = fsspec.url_to_fs(url)
+            if "file" not in fs.protocol or _lies_in(Path(root), Path(_path_of(prefix))):
+                return fs, str(root).rstrip("/")
+    raise InvalidRequest(
+        f"'{url[:200]}' does not lie under a URL that this server trusts: {', '.join(trusted)}.",
+        param="url",
+    )
+
+
+def _is_under(url: str, prefix: str) -> bool:
+    rest = url.removeprefix(prefix.rstrip("/") + "/")
+    parts = rest.split("/")
+    # "::" chains file systems in fsspec; a query or an escape may mean another path than it seems to.
+    is_plain = not any(mark in rest for mark in ("::", "?", "#", "%", "\\", "\0"))
+    return rest != url and is_plain and not any(part in ("..", ".") for part in parts)
+
+
+def _path_of(prefix: str) -> str:
+    return str(fsspec.url_to_fs(prefix)[1])
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _copy(source: Any, target: Any, left: int, max_bytes: int) -> int:
+    """Copy a file, and return how many bytes may still come."""
+    while chunk := source.read(_READ_BYTES):
+        left -= len(chunk)
+        if left < 0:
+            raise TooLarge(f"The bundle's files are larger than '{max_bytes}' bytes in all.")
+        target.write(chunk)
+    return left

@@ -1,0 +1,78 @@
+"""What a server fetches by itself lies under a URL that it trusts, links included, and is bounded."""
+
+import fsspec
+import pytest
+
+from adapters.errors import InvalidRequest, NotFound, TooLarge
+from service.sources import fetch_source
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("trusted/one", "other", "out"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("trusted/one", "other"):
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_bundle_s_own_files_are_copied(folders, scheme):
+    trusted = f"{scheme}{folders}/trusted"
+    fetch_source(f"{trusted}/one", [trusted], folders / "out", 100)
+    assert [path.name for path in (folders / "out").iterdir()] == ["adapter_config.json"]
+
+
+def test_a_remote_store_is_read(folders):
+    with fsspec.open("memory://bundles/one/manifest.json", "w") as file:
+        file.write("{}")
+    fetch_source("memory://bundles/one", ["memory://bundles/"], folders / "out", 100)
+    assert (folders / "out" / "manifest.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{0}/other",
+        "{0}/trusted",
+        "{0}/trusted/../other",
+        "{0}/trusted/one/../../other",
+        "{0}/trusted-too/one",
+        "{0}/trusted/%2e%2e/other",
+        "{0}/trusted/./one",
+        "{0}/trusted/one::memory://x",
+        "memory://bundles/one",
+        "http://127.0.0.1/x",
+        "",
+    ],
+)
+def test_what_lies_elsewhere_is_refused(folders, path):
+    with pytest.raises(InvalidRequest, match="does not lie under"):
+        fetch_source(path.format(folders), [f"{folders}/trusted"], folders / "out", 100)
+    assert list((folders / "out").iterdir()) == []
+
+
+def test_links_do_not_lead_out(folders):
+    (folders / "trusted" / "link").symlink_to(folders / "other")
+    with pytest.raises(InvalidRequest):
+        fetch_source(f"{folders}/trusted/link", [f"{folders}/trusted"], folders / "out", 100)
+    inside = folders / "trusted" / "inside"
+    inside.mkdir()
+    (inside / "adapter_config.json").symlink_to(folders / "other" / "adapter_config.json")
+    with pytest.raises(NotFound):
+        fetch_source(str(inside), [f"{folders}/trusted"], folders / "out", 100)
+
+
+def test_without_trusted_urls_nothing_is_fetched(folders):
+    with pytest.raises(InvalidRequest, match="HEADSTOCK_BUNDLE_URLS"):
+        fetch_source(f"{folders}/trusted/one", [], folders / "out", 100)
+
+
+def test_large_and_missing_folders_are_told(folders):
+    trusted = f"{folders}/trusted"
+    with pytest.raises(NotFound):
+        fetch_source(f"{trusted}/none", [trusted], folders / "out", 100)
+    (folders / "trusted/one/README.md").write_text("x" * 200)
+    with pytest.raises(TooLarge):
+        fetch_source(f"{trusted}/one", [trusted], folders / "out", 100)

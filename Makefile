@@ -7,12 +7,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help setup demo test check format lock clean
+.PHONY: help setup demo test test-backends check format lock clean
 
 help:
 	@echo "make setup   create .venv from requirements.lock"
 	@echo "make demo    train three adapters on one backbone and serve them together (about 10 minutes on 2 cores)"
 	@echo "make test    run the tests"
+	@echo "make test-backends   run the tests that need PostgreSQL or S3; those that can't be had are skipped"
 	@echo "make check   formatting, lint, types, import direction"
 
 setup: $(STAMP)
@@ -34,7 +35,13 @@ demo: setup
 
 test: setup
 	@echo "Running the tests ..."
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --ignore=tests/backends
+
+test-backends: setup
+	@echo "Installing the backends' clients ..."
+	@$(PIP) install -r requirements-backends.txt
+	@echo "Running the tests on real backends ..."
+	@$(BIN)/python -m pytest tests/backends
 
 check: setup
 	@echo "Formatting ..." && $(BIN)/ruff format --check .

@@ -24,6 +24,7 @@ from adapters.tasks.room import row_room
 from adapters.text_stream import StreamText
 from adapters.tokenizer import Tokenizer
 from adapters.validation import first_problem, shown
+from service.generations import Generation, Generations
 from service.protocols.native import PredictItem
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Predictor:
         self, registry: Registry, tokenizer: Tokenizer, backbone: BackboneSpec, max_row_tokens: int
     ) -> None:
         self._registry = registry
+        self._generations = Generations(registry)
         self._tokenizer = tokenizer
         self._backbone = backbone
         self._max_row_tokens = max_row_tokens
@@ -70,7 +72,7 @@ class Predictor:
         Args:
             deadline: `Row.deadline` of all rows.
         """
-        generation = self._registry.generation()
+        generation = self._generations.current()
         prepared: list[Prepared | HeadstockError] = []
         for item in items:
             try:
@@ -144,7 +146,9 @@ class Predictor:
         generation = prepared.rows[0].generation
         return StreamText(self._tokenizer.decode, generation.stop if generation else ())
 
-    def _prepare(self, item: PredictItem, generation: int, deadline: float | None) -> Prepared:
+    def _prepare(
+        self, item: PredictItem, generation: Generation, deadline: float | None
+    ) -> Prepared:
         version = self._resolve(item.adapter, generation)
         task = self._task_of(version)
         request = _validate(task, "Request", _as_object(task, item.input), "input")
@@ -168,7 +172,7 @@ class Predictor:
         ]
         return Prepared(version, task, request, parameters, parts, rows)
 
-    def _resolve_at(self, reference: str, generation: int) -> Version:
+    def _resolve_at(self, reference: str, generation: Generation) -> Version:
         version = self._registry.resolve(parse_reference(reference))
         made_for = version.manifest.backbone
         if made_for.fingerprint != self._backbone.fingerprint:

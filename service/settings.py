@@ -34,10 +34,11 @@ class Settings(BaseSettings):
     )
     port: int = Field(8000, ge=1024, le=65535)
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL; SQLite under home if unset."
+        None, description="Such as postgresql://user@host/headstock; SQLite under home if unset."
     )
     blob_url: str | None = Field(
-        None, description="fsspec URL of bundles; a folder under home if unset."
+        None,
+        description="fsspec URL of bundles, such as s3://bucket/bundles; a folder under home if unset.",
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads of the engine; all cores if unset."

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 
 from adapters.bundle import MANIFEST_FILE
-from adapters.errors import NotFound
+from adapters.errors import EnvironmentProblem, NotFound
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -22,10 +22,20 @@ class BlobStore:
     Args:
         url: an fsspec URL or a plain folder.
         cache: folder for bundles of a remote store; not used for a local one.
+
+    Raises:
+        EnvironmentProblem: there is no such store.
     """
 
     def __init__(self, url: str, cache: Path) -> None:
-        self._fs, self._root = fsspec.url_to_fs(url)
+        try:
+            # Without a cache of listings: others store bundles too.
+            self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise EnvironmentProblem(
+                f"The blob store '{url}' can't be opened: {error}. Install 'headstock[cluster]' for s3://, or set "
+                "HEADSTOCK_BLOB_URL to a store that fsspec knows."
+            ) from error
         self._cache = cache
         self._is_local = "file" in self._fs.protocol
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as SQLTimeoutError
 from sqlalchemy.orm import Session
 
-from adapters.errors import EnvironmentProblem
+from adapters.errors import EnvironmentProblem, Unavailable
 
+_LOCK = 0x4845_4144  # an advisory lock of PostgreSQL's: any number that nobody else takes
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
@@ -21,34 +23,51 @@ class Database:
     """One engine per process; reads and writes are separate transactions.
 
     Args:
-        url: an SQLAlchemy URL, such as ``sqlite:////var/lib/headstock/registry.db``.
+        url: an SQLAlchemy URL, such as ``sqlite:////var/lib/headstock/registry.db`` or ``postgresql://host/headstock``.
 
     Raises:
         EnvironmentProblem: the database can't be opened.
     """
 
     def __init__(self, url: str) -> None:
+        parsed = _parse(url)
+        self.is_shared = parsed.get_backend_name() != "sqlite"
         try:
-            self._engine = create_engine(url)
-            if make_url(url).get_backend_name() == "sqlite":
+            # A server that was restarted, or a firewall, leaves dead connections in the pool.
+            self._engine = create_engine(parsed, pool_pre_ping=self.is_shared)
+            if not self.is_shared:
                 _prepare_sqlite(self._engine)
             self._migrate()
+        except ModuleNotFoundError as error:
+            raise EnvironmentProblem(
+                f"The database '{parsed.render_as_string()}' needs the package '{error.name}'. Install "
+                "'headstock[cluster]'."
+            ) from error
         except OperationalError as error:
             raise EnvironmentProblem(
-                f"Can't open the registry's database '{make_url(url).render_as_string()}': "
+                f"Can't open the registry's database '{parsed.render_as_string()}': "
                 f"{error.orig}. Set HEADSTOCK_HOME or HEADSTOCK_DATABASE_URL to one you can write."
             ) from error
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        with Session(self._engine) as session:
+        """Give a session to read with.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        with _told(), Session(self._engine) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """Give a session that is committed at the end, or rolled back if anything is raised."""
+        """Give a session that is committed at the end, or rolled back if anything is raised.
+
+        Raises:
+            Unavailable: the database does not answer, or can't be written.
+        """
         engine = self._engine.execution_options(headstock_write=True)
-        with Session(engine, expire_on_commit=False) as session, session.begin():
+        with _told(), Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:
@@ -59,8 +78,43 @@ class Database:
         config.set_main_option("script_location", str(_MIGRATIONS))
         engine = self._engine.execution_options(headstock_write=True)
         with engine.begin() as connection:
+            if (
+                self.is_shared
+            ):  # one of the servers that start at once migrates; SQLite's IMMEDIATE sees to that
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise EnvironmentProblem(
+            f"'{url}' is no database URL. Write one such as postgresql://user@host/headstock in "
+            "HEADSTOCK_DATABASE_URL."
+        ) from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise EnvironmentProblem(
+            f"Databases of type '{parsed.get_backend_name()}' are not supported; sqlite and postgresql are."
+        )
+    # SQLAlchemy's own default is the driver before this one.
+    return (
+        parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+    )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what the driver raises when the database is gone, full or locked into an error of ours."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, SQLTimeoutError) as error:
+        told = getattr(error, "orig", None) or error
+        raise Unavailable(
+            f"The registry's database could not be used: {str(told).strip()}. Try again, and look at the database "
+            "if it stays so."
+        ) from error
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -60,23 +61,33 @@ _NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Registry:
-    """Adapters, versions and aliases over one database and one blob store."""
+    """Adapters, versions and aliases over one database and one blob store.
+
+    Attributes:
+        num_own_writes: through this very object; with `generation`, it tells at once that something changed.
+    """
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         self._database = database
         self._blobs = blobs
+        self.num_own_writes = 0
+
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether other machines may write to it too, and reading its generation takes a round trip."""
+        return self._database.is_shared
 
     def add_backbone(self, spec: BackboneSpec) -> None:
         """Record a backbone, so that bundles made for it can be checked."""
-        with self._database.write() as session:
-            row = session.get(BackboneTable, spec.fingerprint) or BackboneTable(
-                fingerprint=spec.fingerprint
-            )
-            if row.spec == spec.model_dump(mode="json"):
+        with self._database.read() as session:
+            known = session.get(BackboneTable, spec.fingerprint)
+            if known is not None and known.spec == spec.model_dump(mode="json"):
                 return
-            row.name, row.spec = spec.name, spec.model_dump(mode="json")
-            session.add(row)
-            _raise_generation(session)
+        with self._change() as session:
+            row = BackboneTable(
+                fingerprint=spec.fingerprint, name=spec.name, spec=spec.model_dump(mode="json")
+            )
+            session.merge(row)
 
     def get_backbone(self, fingerprint: str) -> BackboneSpec:
         with self._database.read() as session:
@@ -133,8 +144,7 @@ class Registry:
         fingerprint = read_manifest(folder).backbone.fingerprint
         bundle = load_bundle(folder, self.get_backbone(fingerprint))
         self._blobs.push(folder, bundle.digest)
-        with self._database.write() as session:
-            _raise_generation(session)
+        with self._change() as session:
             adapter = get_or_add_adapter(session, namespace, name, bundle)
             version = get_or_add_version(session, adapter, bundle, note, tags)
             session.flush()
@@ -214,8 +224,7 @@ class Registry:
             Conflict: somebody else moved the alias in between.
         """
         check_name(alias, what="alias")
-        with self._database.write() as session:
-            _raise_generation(session)
+        with self._change() as session:
             adapter = find_adapter(session, namespace, name)
             return alias_of(move_alias(session, adapter, alias, number, if_revision))
 
@@ -238,7 +247,7 @@ class Registry:
         """
         check_name(alias, what="alias")
         check_rule(rule)
-        with self._database.write() as session:
+        with self._change() as session:
             adapter = find_adapter(session, namespace, name)
             candidate = version_of(find_version(session, adapter, number), adapter)
             row = any_alias(session, adapter, alias)
@@ -249,7 +258,6 @@ class Registry:
             found = compare(candidate.manifest, current, rule)
             if not found.is_met:
                 return Promotion(alias_of(row) if row else None, False, found)
-            _raise_generation(session)
             row = move_alias(session, adapter, alias, number, if_revision)
             return Promotion(alias_of(row), True, found)
 
@@ -267,8 +275,7 @@ class Registry:
             NotFound: the adapter or the alias is not there.
             Conflict: nothing comes before, or somebody else moved the alias in between.
         """
-        with self._database.write() as session:
-            _raise_generation(session)
+        with self._change() as session:
             adapter = find_adapter(session, namespace, name)
             return alias_of(roll_back(session, adapter, alias, if_revision))
 
@@ -286,8 +293,7 @@ class Registry:
             NotFound: the adapter or the alias is not there.
             Conflict: somebody else moved the alias in between.
         """
-        with self._database.write() as session:
-            _raise_generation(session)
+        with self._change() as session:
             adapter = find_adapter(session, namespace, name)
             remove_alias(session, adapter, alias, if_revision)
 
@@ -320,8 +326,7 @@ class Registry:
         """
         check_note(note or "")
         check_tags(tags or {})
-        with self._database.write() as session:
-            _raise_generation(session)
+        with self._change() as session:
             adapter = find_adapter(session, namespace, name)
             row = find_version(session, adapter, number)
             row.note = row.note if note is None else note
@@ -345,8 +350,7 @@ class Registry:
             NotFound: the adapter or the version is not there.
             Conflict: an alias points at it.
         """
-        with self._database.write() as session:
-            _raise_generation(session)
+        with self._change() as session:
             adapter = find_adapter(session, namespace, name)
             bury(session, adapter, [find_version(session, adapter, number)], force=force)
 
@@ -362,8 +366,7 @@ class Registry:
             NotFound: the adapter is not there.
             Conflict: it has aliases.
         """
-        with self._database.write() as session:
-            _raise_generation(session)
+        with self._change() as session:
             adapter = find_adapter(session, namespace, name)
             rows = list(session.scalars(live_versions(adapter)))
             bury(session, adapter, rows, force=force)
@@ -375,8 +378,7 @@ class Registry:
             min_age: how long ago a version must have been deleted, or bytes stored that no version ever got: longer
                 than any request or upload takes.
         """
-        with self._database.write() as session:
-            _raise_generation(session)  # first: whoever adds a version waits until this is over
+        with self._change() as session:
             live = select(VersionTable.digest).where(
                 VersionTable.deleted_at.is_(None) | (VersionTable.deleted_at > now() - min_age)
             )
@@ -391,6 +393,10 @@ class Registry:
         with self._database.read() as session:
             return session.scalars(select(GenerationTable.number)).one()
 
-
-def _raise_generation(session: Session) -> None:
-    session.execute(update(GenerationTable).values(number=GenerationTable.number + 1))
+    @contextmanager
+    def _change(self) -> Iterator[Session]:
+        """Give a session for a write, which waits for those before it and makes those after it wait."""
+        with self._database.write() as session:
+            session.execute(update(GenerationTable).values(number=GenerationTable.number + 1))
+            yield session
+        self.num_own_writes += 1

@@ -5,12 +5,22 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, String, UniqueConstraint
+from sqlalchemy import JSON, DateTime, ForeignKey, String, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+class Moment(TypeDecorator[datetime]):
+    """A moment in UTC; SQLite gives it back without its zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
@@ -31,7 +41,7 @@ class AdapterTable(Base):
     namespace: Mapped[str] = mapped_column(String(64))
     name: Mapped[str] = mapped_column(String(64))
     task: Mapped[str] = mapped_column(String(64))
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    created_at: Mapped[datetime] = mapped_column(Moment, default=now)
 
 
 class VersionTable(Base):
@@ -47,11 +57,11 @@ class VersionTable(Base):
     digest: Mapped[str] = mapped_column(String(64))
     backbone: Mapped[str] = mapped_column(String(64))
     manifest: Mapped[dict[str, Any]] = mapped_column(JSON)
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    created_at: Mapped[datetime] = mapped_column(Moment, default=now)
     note: Mapped[str] = mapped_column(String(2000), default="")
     tags: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
     # A tombstone: requests in flight still need the row and its bytes, new ones do not find it.
-    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), index=True)
+    deleted_at: Mapped[datetime | None] = mapped_column(Moment, index=True)
 
 
 class AliasTable(Base):
@@ -63,7 +73,7 @@ class AliasTable(Base):
     name: Mapped[str] = mapped_column(String(64))
     version: Mapped[int]
     revision: Mapped[int] = mapped_column(default=1)
-    moved_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    moved_at: Mapped[datetime] = mapped_column(Moment, default=now)
 
 
 class AliasMoveTable(Base):
@@ -78,7 +88,7 @@ class AliasMoveTable(Base):
     revision: Mapped[int]
     version: Mapped[int | None]
     is_rollback: Mapped[bool] = mapped_column(default=False)
-    moved_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    moved_at: Mapped[datetime] = mapped_column(Moment, default=now)
 
 
 class GenerationTable(Base):

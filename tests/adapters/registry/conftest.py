@@ -3,7 +3,7 @@
 import pytest
 
 from tests.bundles import answerer, classifier, save_bundle
-from tests.registries import NUM_BUNDLES, open_registry
+from tests.registries import NUM_BUNDLES, open_registry, stores_in
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +16,21 @@ def bundles(tmp_path_factory, decoder_spec):
 
 
 @pytest.fixture(params=["folder", "memory"])
-def registry(request, tmp_path, decoder_spec):
-    blobs = None if request.param == "folder" else f"memory://{tmp_path.name}"
-    return open_registry(tmp_path, decoder_spec, blobs)
+def new_stores(request, tmp_path_factory):
+    """Return what gives a new, empty pair of database and blob store each time it is called."""
+
+    def make():
+        folder = tmp_path_factory.mktemp("stores")
+        return stores_in(folder, None if request.param == "folder" else f"memory://{folder.name}")
+
+    return make
+
+
+@pytest.fixture
+def stores(new_stores):
+    return new_stores()
+
+
+@pytest.fixture
+def registry(stores, decoder_spec):
+    return open_registry(stores, decoder_spec)

@@ -76,9 +76,9 @@ def act(registry, kind, name, number):
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_history_gives_what_a_plain_model_of_it_gives(
-    tmp_path_factory, decoder_spec, bundles, history
+    new_stores, decoder_spec, bundles, history
 ):
-    registry = open_registry(tmp_path_factory.mktemp("history"), decoder_spec)
+    registry = open_registry(new_stores(), decoder_spec)
     models = {"a": PlainModel(), "b": PlainModel()}
     for kind, name, number in history:
         model = models[name]

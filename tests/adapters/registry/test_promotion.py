@@ -27,8 +27,8 @@ def bundles(tmp_path_factory, decoder_spec):
 
 
 @pytest.fixture
-def registry(tmp_path, decoder_spec, bundles):
-    registry = open_registry(tmp_path, decoder_spec)
+def registry(stores, decoder_spec, bundles):
+    registry = open_registry(stores, decoder_spec)
     for i in range(len(VERSIONS)):
         registry.create_version("a", bundles / str(i))
     return registry
@@ -44,13 +44,11 @@ def test_a_better_version_takes_over_and_a_worse_one_is_told_why_not(registry):
     done = registry.promote("a", "production", 2, Rule())
     assert (done.is_moved, done.alias.version) == (True, 2)
     assert done.comparison.gain == pytest.approx(0.02)
-    generation = registry.generation()
     worse = registry.promote("a", "production", 1, Rule())
     assert (worse.is_moved, worse.alias.version) == (False, 2)
     assert worse.comparison.reason == (
         "accuracy is 0.8000 against 0.8200, a gain of -0.0200; at least +0.0000 was asked."
     )
-    assert registry.generation() == generation
 
 
 @pytest.mark.parametrize(

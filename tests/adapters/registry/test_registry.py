@@ -1,7 +1,6 @@
 """The registry: versions count up, aliases move, nothing half-done is ever seen."""
 
 import shutil
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -16,13 +15,11 @@ from adapters.bundle import read_manifest
 from adapters.errors import (
     BackboneMismatch,
     Conflict,
-    EnvironmentProblem,
     InvalidBundle,
     InvalidRequest,
     NotFound,
 )
 from adapters.reference import parse_reference
-from adapters.registry.database import Database
 from tests.bundles import classifier, save_bundle
 from tests.registries import NUM_BUNDLES, open_registry, resolve
 
@@ -123,8 +120,8 @@ def test_every_write_raises_the_generation(registry, bundles):
     assert seen == sorted(set(seen))
 
 
-def test_many_threads_adding_at_once_get_a_number_each(tmp_path, decoder_spec, bundles):
-    registries = [open_registry(tmp_path, decoder_spec) for _ in range(NUM_BUNDLES)]
+def test_many_threads_adding_at_once_get_a_number_each(stores, decoder_spec, bundles):
+    registries = [open_registry(stores, decoder_spec) for _ in range(NUM_BUNDLES)]
     with ThreadPoolExecutor(NUM_BUNDLES) as pool:
         made = pool.map(
             lambda i: registries[i].create_version("a", bundles / str(i)).number, range(NUM_BUNDLES)
@@ -132,22 +129,11 @@ def test_many_threads_adding_at_once_get_a_number_each(tmp_path, decoder_spec, b
     assert sorted(made) == [1, 2, 3, 4]
 
 
-def test_a_registry_opened_again_remembers(tmp_path, decoder_spec, bundles):
-    first = open_registry(tmp_path, decoder_spec)
+def test_a_registry_opened_again_remembers(stores, decoder_spec, bundles):
+    first = open_registry(stores, decoder_spec)
     first.create_version("a", bundles / "0")
     first.set_alias("a", "production", 1)
-    assert resolve(open_registry(tmp_path, decoder_spec), "a@production") == 1
-
-
-def test_the_database_is_in_wal_mode(tmp_path, decoder_spec):
-    open_registry(tmp_path, decoder_spec)
-    with sqlite3.connect(tmp_path / "registry.db") as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-
-
-def test_a_database_that_cannot_be_opened_is_the_environments_fault(tmp_path):
-    with pytest.raises(EnvironmentProblem, match="HEADSTOCK_HOME"):
-        Database(f"sqlite:///{tmp_path / 'not-there' / 'registry.db'}")
+    assert resolve(open_registry(stores, decoder_spec), "a@production") == 1
 
 
 def test_a_deleted_version_is_not_found_and_its_number_is_not_used_again(registry, bundles):
@@ -282,12 +268,12 @@ def test_bytes_that_no_version_ever_got_go_too(registry, bundles):
     assert registry.collect(-timedelta(hours=1)) == [digest]
 
 
-def test_a_registry_of_the_first_form_is_brought_up_to_date(tmp_path, decoder_spec, bundles):
-    registry = open_registry(tmp_path, decoder_spec)
+def test_a_registry_of_the_first_form_is_brought_up_to_date(stores, decoder_spec, bundles):
+    registry = open_registry(stores, decoder_spec)
     registry.create_version("a", bundles / "0")
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    engine = create_engine(f"sqlite:///{tmp_path / 'registry.db'}")
+    engine = create_engine(stores.database_url)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "0001")
@@ -297,7 +283,7 @@ def test_a_registry_of_the_first_form_is_brought_up_to_date(tmp_path, decoder_sp
                 "VALUES ('default', 1, 'production', 1, 7, '2026-01-01 00:00:00')"
             )
         )
-    again = open_registry(tmp_path, decoder_spec)
+    again = open_registry(stores, decoder_spec)
     (move,) = again.list_moves("a", "production")
     assert (move.revision, move.version) == (7, 1)
     assert again.set_alias("a", "production", 1).revision == 8

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 
 from adapters.backbone import BackboneSpec
 from adapters.bundle import load_bundle, read_manifest
-from adapters.errors import BackboneMismatch
 from adapters.importing import import_stock, is_stock
 from adapters.reference import DEFAULT_ALIAS, DEFAULT_NAMESPACE, Reference, check_name
 from adapters.registry.aliases import (
@@ -23,6 +22,12 @@ from adapters.registry.aliases import (
     move_alias,
     remove_alias,
     roll_back,
+)
+from adapters.registry.backbones import (
+    all_backbones,
+    find_backbone_spec,
+    is_known,
+    put_backbone,
 )
 from adapters.registry.blobs import BlobStore
 from adapters.registry.database import Database
@@ -50,7 +55,6 @@ from adapters.registry.records import (
 from adapters.registry.tables import (
     AdapterTable,
     AliasTable,
-    BackboneTable,
     GenerationTable,
     VersionTable,
     now,
@@ -80,32 +84,20 @@ class Registry:
     def add_backbone(self, spec: BackboneSpec) -> None:
         """Record a backbone, so that bundles made for it can be checked."""
         with self._database.read() as session:
-            known = session.get(BackboneTable, spec.fingerprint)
-            if known is not None and known.spec == spec.model_dump(mode="json"):
+            if is_known(session, spec):
                 return
         with self._change() as session:
-            row = BackboneTable(
-                fingerprint=spec.fingerprint, name=spec.name, spec=spec.model_dump(mode="json")
-            )
-            session.merge(row)
+            put_backbone(session, spec)
 
     def get_backbone(self, fingerprint: str) -> BackboneSpec:
+        """Return a backbone; raise `BackboneMismatch` if it is not known."""
         with self._database.read() as session:
-            row = session.get(BackboneTable, fingerprint)
-            names = list(session.scalars(select(BackboneTable.name)))
-        if row is None:
-            raise BackboneMismatch(
-                f"The bundle was made for a backbone with fingerprint '{fingerprint[:12]}…', which is "
-                f"not known here. Known: {', '.join(names) or 'none'}. Train it on one of these, or "
-                "start a server with --backbone."
-            )
-        return BackboneSpec.model_validate(row.spec)
+            return find_backbone_spec(session, fingerprint)
 
     def list_backbones(self) -> list[BackboneSpec]:
         """Return the backbones that bundles may be made for, by name."""
         with self._database.read() as session:
-            rows = session.scalars(select(BackboneTable).order_by(BackboneTable.name))
-            return [BackboneSpec.model_validate(row.spec) for row in rows]
+            return all_backbones(session)
 
     def create_version(
         self,

@@ -23,20 +23,42 @@ _Hidden = tuple[Tensor, Tensor]
 
 
 def run_packed(
-    backbone: Backbone, rows: Sequence[Labelled], kernels: GradientKernels | None
+    backbone: Backbone,
+    rows: Sequence[Labelled],
+    kernels: GradientKernels | None,
+    *,
+    fills: bool = False,
 ) -> _Hidden:
     """Return hidden states ``[T, D]`` and the rows' B + 1 token borders; rows shortest first.
 
     Args:
         kernels: compute attention; None leaves it to torch.
+        fills: let a row that nobody reads bring the tokens to a round number, for products whose sizes were met
+            before are not compiled again.
     """
     device = backbone.device
     lengths = [len(row.token_ids) for row in rows]
+    token_ids = [t for row in rows for t in row.token_ids]
+    num_tokens = len(token_ids)
     pack = pack_rows(lengths, device=device)
     if kernels is not None:
-        pack = replace(pack, attend=KernelAttention(kernels, pack.bounds, lengths[-1]))
-    token_ids = torch.tensor([t for row in rows for t in row.token_ids], device=device)
-    return backbone.hidden_states(token_ids, pack), pack.bounds
+        filling = _filling(num_tokens) if fills else 0
+        bounds = pack.bounds
+        if filling:
+            token_ids += token_ids[:1] * filling
+            bounds = torch.cat([bounds, bounds[-1:] + filling])
+            positions_T = torch.cat([pack.positions_T, torch.arange(filling)])
+            pack = replace(pack, positions_T=positions_T)
+        longest = max(lengths[-1], filling)
+        pack = replace(pack, attend=KernelAttention(kernels, bounds, longest))
+    hidden_TD = backbone.hidden_states(torch.tensor(token_ids, device=device), pack)
+    return hidden_TD[:num_tokens], pack.bounds
+
+
+def _filling(num_tokens: int) -> int:
+    """Return how many tokens bring a number up to the next of 16 steps between two powers of two."""
+    step = max(16, 2 ** (num_tokens.bit_length() - 5))
+    return -num_tokens % step
 
 
 def run_padded(backbone: Backbone, rows: Sequence[Labelled]) -> _Hidden:

@@ -58,7 +58,7 @@ class Trainee:
         """Return a batch's hidden states ``[T, D]`` and its rows' B + 1 token borders."""
         backbone = self.backbone
         if backbone.is_packed:
-            return run_packed(backbone, rows, self.kernels)
+            return run_packed(backbone, rows, self.kernels, fills=self.frozen is None)
         if backbone.spec.family != "encoder-decoder":
             return run_padded(backbone, rows)
         return run_sequences(backbone, rows) if self.head is None else run_encoder(backbone, rows)

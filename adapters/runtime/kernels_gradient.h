@@ -2,17 +2,29 @@
  * dropout without a mask in memory. kernels.c includes this once a dtype. Gradients are computed in fp32 and rounded once;
  * each number comes from one fixed order of operations, so that a run repeats itself whatever the number of threads. */
 
-/* Copy a row's lines to fp32, [tokens, width], or [width, tokens] if turned; zeros beyond num and size. */
+/* Copy a row's lines to fp32, [tokens, width]; zeros beyond num and size. */
 static void NAME(spread)(const TYPE *lines, int64_t stride, int64_t num, int64_t size, float scale, float *to,
-                         int64_t tokens, int64_t width, int turned) {
+                         int64_t tokens, int64_t width) {
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t d = 0; d < width; d += LANES) {
             vec line = {0};
             if (t < num && d < size) line = NAME(read)(lines + t * stride + d, size - d) * scale;
-            if (turned)
-                for (int i = 0; i < LANES; i++) to[(d + i) * tokens + t] = ((float *)&line)[i];
-            else
-                *(vec *)(to + t * width + d) = line;
+            *(vec *)(to + t * width + d) = line;
+        }
+}
+
+/* The same turned about: [width, tokens]. */
+static void NAME(spread_turned)(const TYPE *lines, int64_t stride, int64_t num, int64_t size, float *to, int64_t tokens,
+                                int64_t width) {
+    for (int64_t t = 0; t < tokens; t += LANES)
+        for (int64_t d = 0; d < width; d += LANES) {
+            vec square[LANES];
+            for (int i = 0; i < LANES; i++) {
+                square[i] = (vec){0};
+                if (t + i < num && d < size) square[i] = NAME(read)(lines + (t + i) * stride + d, size - d);
+            }
+            turn_vectors(square);
+            for (int i = 0; i < LANES; i++) *(vec *)(to + (d + i) * tokens + t) = square[i];
         }
 }
 
@@ -24,12 +36,12 @@ static void NAME(attend_one)(const TYPE *q, int64_t q_token, const TYPE *k, int6
     int64_t cells = round_up(num, LANES), width = round_up(size, LANES);
     float *keys = space, *values = keys + cells * width, *query = values + cells * width;
     float *weights = query + BLOCK * width, *result = weights + BLOCK * cells;
-    NAME(spread)(k, k_token, num, size, 1, keys, cells, width, 1);
-    NAME(spread)(v, v_token, num, size, 1, values, cells, width, 0);
+    NAME(spread_turned)(k, k_token, num, size, keys, cells, width);
+    NAME(spread)(v, v_token, num, size, 1, values, cells, width);
     for (int64_t first = 0; first < num; first += BLOCK) {
         int64_t count = num - first < BLOCK ? num - first : BLOCK;
         int64_t stop = causal ? round_up(first + count, LANES) : cells;
-        NAME(spread)(q + first * q_token, q_token, count, size, scale, query, BLOCK, width, 0);
+        NAME(spread)(q + first * q_token, q_token, count, size, scale, query, BLOCK, width);
         multiply(query, width, 1, keys, cells, weights, cells, BLOCK, size, stop, 0);
         for (int64_t i = 0; i < count; i++) {
             float *line_of = weights + i * cells;
@@ -54,15 +66,15 @@ static void NAME(attend_one_back)(const TYPE *q, int64_t q_token, const TYPE *k,
     float *keys = space, *turned_keys = keys + whole, *turned_values = turned_keys + whole, *k_sums = turned_values + whole;
     float *v_sums = k_sums + whole, *query = v_sums + whole, *above = query + BLOCK * width, *result = above + BLOCK * width;
     float *weights = result + BLOCK * width, *dropped = weights + BLOCK * cells;
-    NAME(spread)(k, k_token, num, size, 1, keys, cells, width, 0);
-    NAME(spread)(k, k_token, num, size, 1, turned_keys, cells, width, 1);
-    NAME(spread)(v, v_token, num, size, 1, turned_values, cells, width, 1);
+    NAME(spread)(k, k_token, num, size, 1, keys, cells, width);
+    NAME(spread_turned)(k, k_token, num, size, turned_keys, cells, width);
+    NAME(spread_turned)(v, v_token, num, size, turned_values, cells, width);
     memset(k_sums, 0, 2 * whole * sizeof(float));
     for (int64_t first = 0; first < num; first += BLOCK) {
         int64_t count = num - first < BLOCK ? num - first : BLOCK;
         int64_t stop = causal ? round_up(first + count, LANES) : cells;
-        NAME(spread)(q + first * q_token, q_token, count, size, scale, query, BLOCK, width, 0);
-        NAME(spread)(grad + first * grad_token, grad_token, count, size, 1, above, BLOCK, width, 0);
+        NAME(spread)(q + first * q_token, q_token, count, size, scale, query, BLOCK, width);
+        NAME(spread)(grad + first * grad_token, grad_token, count, size, 1, above, BLOCK, width);
         multiply(query, width, 1, turned_keys, cells, weights, cells, BLOCK, size, stop, 0);
         multiply(above, width, 1, turned_values, cells, dropped, cells, BLOCK, size, stop, 0);
         for (int64_t i = 0; i < BLOCK; i++) {

@@ -40,6 +40,30 @@ static void multiply(const float *a, int64_t a_row, int64_t a_column, const floa
     if (c < columns) multiply_columns(1, a, a_row, a_column, b + c, b_row, to + c, to_row, rows, inner, add);
 }
 
+/* Turn 16 vectors about: lane j of vector i becomes lane i of vector j. Halves change places, then quarters, and so on. */
+static inline __attribute__((always_inline)) void turn_vectors(vec *x) {
+    for (int i = 0; i < 8; i++) {
+        vec a = x[i], b = x[i + 8];
+        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        x[i + 8] = SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 16; i += i % 4 == 3 ? 5 : 1) {
+        vec a = x[i], b = x[i + 4];
+        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+        x[i + 4] = SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 16; i += i % 2 == 1 ? 3 : 1) {
+        vec a = x[i], b = x[i + 2];
+        x[i] = SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+        x[i + 2] = SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
+    for (int i = 0; i < 16; i += 2) {
+        vec a = x[i], b = x[i + 1];
+        x[i] = SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+        x[i + 1] = SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    }
+}
+
 /* The cells that a token sees: [first, last). */
 struct seen {
     int64_t first, last;
@@ -51,18 +75,34 @@ static inline struct seen cells_seen(int64_t token, int64_t num, int64_t causal,
     return (struct seen){first > 0 ? first : 0, last < num ? last : num};
 }
 
-/* Scores of one token into their softmax; zeros where it does not see. Returns log(sum(exp(scores))). */
+/* Which of 16 cells, the first of which is given, are seen. */
+static inline lanes is_seen(struct seen seen, int64_t first) {
+    const lanes steps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    lanes cells = steps + (int32_t)first;
+    return (cells >= (int32_t)seen.first) & (cells < (int32_t)seen.last);
+}
+
+static inline float largest_of(vec x) {
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* Scores of one token into their softmax; zeros where it does not see. Returns log(sum(exp(scores))). Whole vectors, for
+ * rows are often shorter than one; stop is a multiple of LANES. */
 static inline float take_softmax(float *scores, struct seen seen, int64_t stop) {
-    float top = -INFINITY, total = 0;
-#pragma omp simd reduction(max : top)
-    for (int64_t c = seen.first; c < seen.last; c++) top = scores[c] > top ? scores[c] : top;
-#pragma omp simd reduction(+ : total)
-    for (int64_t c = seen.first; c < seen.last; c++) total += scores[c] = exp_negative(scores[c] - top);
-    float factor = 1.0f / total;
-    for (int64_t c = 0; c < seen.first; c++) scores[c] = 0;
-#pragma omp simd
-    for (int64_t c = seen.first; c < seen.last; c++) scores[c] *= factor;
-    for (int64_t c = seen.last; c < stop; c++) scores[c] = 0;
+    vec most = (vec){0} - INFINITY, sum = {0};
+    for (int64_t c = 0; c < stop; c += LANES) {
+        vec score = *(vec *)(scores + c);
+        most = choose(is_seen(seen, c) & (score > most), score, most);
+    }
+    float top = largest_of(most);
+    for (int64_t c = 0; c < stop; c += LANES) {
+        vec weight = exp_lanes(*(vec *)(scores + c) - top);
+        sum += *(vec *)(scores + c) = choose(is_seen(seen, c), weight, (vec){0});
+    }
+    float total = sum_of(sum), factor = 1.0f / total;
+    for (int64_t c = 0; c < stop; c += LANES) *(vec *)(scores + c) *= factor;
     return top + logf(total);
 }
 
@@ -106,17 +146,19 @@ static inline void drop_line(float *weights, int64_t num, struct drop drop, uint
 /* scores: S; dropped: dO V'. Leaves D(P) and dS = P (D(dO V') - sum(P D(dO V'))). */
 static inline void softmax_back(float *scores, float *dropped, struct seen seen, int64_t stop, float log_sum,
                                 struct drop drop, uint32_t line) {
-    float shared = 0;
-    for (int64_t c = 0; c < seen.first; c++) scores[c] = dropped[c] = 0;
-    for (int64_t c = seen.last; c < stop; c++) scores[c] = dropped[c] = 0;
+    vec sum = {0};
     drop_line(dropped, stop, drop, line);
-#pragma omp simd reduction(+ : shared)
-    for (int64_t c = seen.first; c < seen.last; c++) {
-        scores[c] = exp_negative(scores[c] - log_sum);
-        shared += scores[c] * dropped[c];
+    for (int64_t c = 0; c < stop; c += LANES) {
+        lanes here = is_seen(seen, c);
+        vec weight = choose(here, exp_lanes(*(vec *)(scores + c) - log_sum), (vec){0});
+        sum += weight * choose(here, *(vec *)(dropped + c), (vec){0});
+        *(vec *)(scores + c) = weight;
     }
-#pragma omp simd
-    for (int64_t c = seen.first; c < seen.last; c++) dropped[c] = scores[c] * (dropped[c] - shared);
+    float shared = sum_of(sum);
+    for (int64_t c = 0; c < stop; c += LANES) {
+        vec slope = *(vec *)(scores + c) * (*(vec *)(dropped + c) - shared);
+        *(vec *)(dropped + c) = choose(is_seen(seen, c), slope, (vec){0});
+    }
     drop_line(scores, stop, drop, line);
 }
 

@@ -228,7 +228,7 @@ class Backbone:
         extra = {"use_cache": False} if self.spec.family == "decoder" else {}
         position_ids = pack.positions_T[None] + self.first_position
         out = self.base(input_ids=token_ids_T[None], position_ids=position_ids, pack=pack, **extra)
-        hidden: Tensor = out.last_hidden_state[0]
+        hidden: Tensor = out.last_hidden_state.squeeze(0)
         return hidden
 
     def next_token_logits(self, hidden_ND: Tensor) -> Tensor:

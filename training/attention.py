@@ -122,7 +122,9 @@ def rotated_forward(attention: Any) -> Callable[..., Any]:
         if not isinstance(pack.attend, KernelAttention):
             return own(hidden_states, position_embeddings, *arguments, pack=pack, **more)
         layers = (attention.q_proj, attention.k_proj, attention.v_proj)
-        query, key, value = (layer(hidden_states)[0].unflatten(-1, (-1, size)) for layer in layers)
+        query, key, value = (
+            layer(hidden_states).squeeze(0).unflatten(-1, (-1, size)) for layer in layers
+        )
         cos_1TD, sin_1TD = position_embeddings
         turn = (cos_1TD[0].contiguous(), sin_1TD[0].contiguous())
         dropout = attention.attention_dropout if attention.training else 0.0

@@ -105,50 +105,52 @@ class _LoraProduct(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         out = linear(x, weight_OI, bias_O)
         out_TO, dropped_TI = out.view(-1, out.shape[-1]), dropped.reshape(-1, dropped.shape[-1])
-        low_TK = dropped_TI @ _join_a(pairs, x.dtype).T
-        for (start, width, _), low_TR, b_OR in _members(places, low_TK, pairs):
+        a_KI = _together([a.detach() for a in pairs[::2]], dim=0).to(x.dtype)
+        scaled = [
+            (b.detach() * scale).to(x.dtype)
+            for b, (_, _, scale) in zip(pairs[1::2], places, strict=True)
+        ]
+        low_TK = dropped_TI @ a_KI.T
+        for (start, width, _), low_TR, b_OR in _members(places, low_TK, scaled):
             out_TO[:, start : start + width].addmm_(low_TR, b_OR.T)
         ctx.places, ctx.is_plain = places, dropped is x
-        ctx.save_for_backward(dropped, low_TK, weight_OI, *pairs)
+        ctx.save_for_backward(dropped, low_TK, weight_OI, a_KI, *scaled)
         return cut(out, widths)
 
     @staticmethod
     def backward(ctx: Any, *grads_of: Tensor) -> Any:
         grad = joined(grads_of)
-        dropped, low_TK, weight_OI, *pairs = ctx.saved_tensors
+        dropped, low_TK, weight_OI, a_KI, *scaled = ctx.saved_tensors
         grad_TO = grad.reshape(-1, grad.shape[-1])
         low_grads: list[Tensor] = []
         grads: list[Tensor] = []
-        for (start, width, scale), low_TR, b_OR in _members(ctx.places, low_TK, pairs):
+        for (start, width, scale), low_TR, b_OR in _members(ctx.places, low_TK, scaled):
             part_TO = grad_TO[:, start : start + width]
             low_grads.append(part_TO @ b_OR)
-            grads.append((part_TO.T @ low_TR).float() * scale)
-        low_grad_TK = torch.cat(low_grads, dim=1)
+            grads.append((part_TO.T @ low_TR).float().mul_(scale))
+        low_grad_TK = _together(low_grads, dim=1)
         a_grads = (low_grad_TK.T @ dropped.reshape(-1, dropped.shape[-1])).float()
         split = a_grads.split([g.shape[1] for g in low_grads])
         paired = [g for pair in zip(split, grads, strict=True) for g in pair]
         x_grad = grad @ weight_OI if ctx.needs_input_grad[0] else None
         dropped_grad = None
         if ctx.is_plain and x_grad is not None:
-            low_part = x_grad.view(-1, x_grad.shape[-1])
-            low_part.addmm_(low_grad_TK, _join_a(pairs, grad.dtype))
+            x_grad.view(-1, x_grad.shape[-1]).addmm_(low_grad_TK, a_KI)
         elif ctx.needs_input_grad[1]:
-            dropped_grad = (low_grad_TK @ _join_a(pairs, grad.dtype)).view(dropped.shape)
+            dropped_grad = (low_grad_TK @ a_KI).view(dropped.shape)
         return x_grad, dropped_grad, None, None, None, None, *paired
 
 
 def _members(
-    places: Sequence[tuple[int, int, float]], low_TK: Tensor, pairs: Sequence[Tensor]
+    places: Sequence[tuple[int, int, float]], low_TK: Tensor, scaled: Sequence[Tensor]
 ) -> list[tuple[tuple[int, int, float], Tensor, Tensor]]:
     """Return each adapted member's place, its part of the low-rank inputs, and B with its scale."""
-    b_OR = [b.detach() for b in pairs[1::2]]
-    lows = low_TK.split([b.shape[1] for b in b_OR], dim=1)
-    scaled = [(b * scale).to(low_TK.dtype) for b, (_, _, scale) in zip(b_OR, places, strict=True)]
+    lows = low_TK.split([b_OR.shape[1] for b_OR in scaled], dim=1)
     return list(zip(places, lows, scaled, strict=True))
 
 
-def _join_a(pairs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([a.detach() for a in pairs[::2]]).to(dtype)
+def _together(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def replace_forwards(model: nn.Module, paths: Sequence[str]) -> list[LoraGroup]:

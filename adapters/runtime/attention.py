@@ -42,7 +42,8 @@ def packed_attention(
 
     ``sliding_window``: a token attends to those less than so many tokens away; for rows without a past only.
     """
-    query, key, value = query_1HTD[0], key_1KTD[0], value_1KTD[0]
+    # Not [0], whose gradient is a copy into zeros.
+    query, key, value = (x.squeeze(0) for x in (query_1HTD, key_1KTD, value_1KTD))
     causal = bool(getattr(module, "is_causal", True))
     if pack.attend is not None:
         scale = query.shape[2] ** -0.5 if scaling is None else scaling

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 _MAX_SHOWN = 60
+# What pydantic puts behind a field that may be of several types: which of them it tried.
+_UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]|function-\w+\[.*\]")
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:
     """Return a sentence about the first thing that is wrong, and the path of the field."""
     problem = error.errors(include_url=False)[0]
-    path = printable(".".join(str(part) for part in problem["loc"]))
+    parts = [str(part) for part in problem["loc"]]
+    path = printable(".".join(part for part in parts if not _UNION_MEMBER.fullmatch(part)))
     if problem["type"] == "missing":
         found = problem["input"]
         keys = ", ".join(f"'{key}'" for key in found) if isinstance(found, dict) else ""

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from adapters.errors import HeadstockError
-from service.commands import adapters, backbones, bench, data, runs, search, serving
+from service.commands import adapters, backbones, bench, data, jobs, runs, search, serving, worker
 
 app = typer.Typer(
     help="One frozen backbone, every task: train, keep and serve LoRA adapters with task heads.",
@@ -22,12 +22,14 @@ for command in (
     search.sweep,
     serving.serve,
     serving.predict,
+    worker.worker,
 ):
     app.command()(command)
 backbones.app.command("compare")(search.compare)
 app.add_typer(backbones.app, name="backbone")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -141,6 +141,63 @@ class Client:
             json={"version": version},
             headers=headers,
         )
+
+    def create_file(self, path: Path | str) -> dict[str, Any]:
+        """Send a file of examples, and return its record; a bad line refuses it."""
+        with Path(path).open("rb") as file:
+            return self._call(
+                "POST",
+                "/v1/files",
+                data={"purpose": "fine-tune"},
+                files={"file": (Path(path).name, file)},
+            )
+
+    def create_job(
+        self, order: dict[str, Any], *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Order an adapter: ``{"model", "training_file", …}``; the same key gives the same job."""
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return self._call("POST", "/v1/fine_tuning/jobs", json=order, headers=headers)
+
+    def get_job(self, job: str) -> dict[str, Any]:
+        return self._call("GET", f"/v1/fine_tuning/jobs/{job}")
+
+    def list_jobs(self, limit: int = 20) -> list[dict[str, Any]]:
+        """Return the newest jobs, newest first."""
+        answer = self._call("GET", "/v1/fine_tuning/jobs", params={"limit": limit})
+        jobs: list[dict[str, Any]] = answer["data"]
+        return jobs
+
+    def change_job(self, job: str, how: Literal["cancel", "pause", "resume"]) -> dict[str, Any]:
+        return self._call("POST", f"/v1/fine_tuning/jobs/{job}/{how}")
+
+    def job_events(self, job: str, *, follow: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield a job's events, oldest first; with ``follow``, those to come too, until it has ended.
+
+        A connection that breaks off is made again, from the event after the last.
+        """
+        last = 0
+        while True:
+            path = f"/v1/fine_tuning/jobs/{job}/events"
+            headers = {"Last-Event-ID": str(last)}
+            response = self._send(
+                "GET", path, stream=True, params={"stream": "true"}, headers=headers
+            )
+            try:
+                if not response.is_success:
+                    response.read()
+                    _body(response)
+                for line in response.iter_lines():
+                    if line == "data: [DONE]" or (not follow and line.startswith(":")):
+                        return
+                    if line.startswith("id: "):
+                        last = int(line.removeprefix("id: "))
+                    elif line.startswith("data: "):
+                        yield json.loads(line.removeprefix("data: "))
+            except httpx.TransportError:
+                time.sleep(1.0)
+            finally:
+                response.close()
 
     def stats(self) -> dict[str, Any]:
         """Return the engine's counters."""

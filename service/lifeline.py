@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+PARENT_VARIABLE = "HEADSTOCK_PARENT"  # process number of the server that starts a worker
+
 
 def live_and_die_with_parent() -> None:
     """Tie this process to the server's: no signal meant for the whole group ends it early, and no crash leaves it.
@@ -23,3 +25,13 @@ def live_and_die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid != os.getppid():  # it died before we could ask
         os._exit(1)
+
+
+def stop_with_parent() -> None:
+    """Have SIGTERM sent to this process when the server that started it is gone; a person's shell is not told apart."""
+    if sys.platform != "linux" or os.environ.get(PARENT_VARIABLE) is None:
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.environ[PARENT_VARIABLE] != str(os.getppid()):  # it died before we could ask
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -14,7 +14,10 @@ from service.errors import error_response, internal_error
 
 logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.02
-UPLOAD_PATH = "/v1/adapters"  # has its own bound, counted as the body is written to disk
+UPLOAD_PATHS = (
+    "/v1/adapters",
+    "/v1/files",
+)  # have bounds of their own, counted as bodies are written to disk
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ class Gatekeeper:
             nonlocal size, is_too_large
             message = await receive()
             size += len(message.get("body", b""))
-            is_too_large = scope["path"] != UPLOAD_PATH and size > self._max_body_bytes
+            is_too_large = scope["path"] not in UPLOAD_PATHS and size > self._max_body_bytes
             if is_too_large:
                 raise _too_large(self._max_body_bytes)
             return message

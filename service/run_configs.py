@@ -19,6 +19,20 @@ def run_config(changes: Sequence[str] = (), **fields: Any) -> RunConfig:
     Raises:
         InvalidRequest: a change names no field, or a value is not what its field takes.
     """
+    changed(fields, changes)
+    try:
+        return RunConfig.model_validate(fields)
+    except ValidationError as error:
+        message, param = first_problem(error)
+        raise InvalidRequest(message, param=param) from error
+
+
+def changed(fields: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Put values into nested fields, each given as its path, ``=`` and a value; returns the fields.
+
+    Raises:
+        InvalidRequest: a change has no ``=``, or its path leads through what holds no fields.
+    """
     for change in changes:
         path, equals, value = change.partition("=")
         *sections, name = path.split(".")
@@ -30,11 +44,7 @@ def run_config(changes: Sequence[str] = (), **fields: Any) -> RunConfig:
         if not equals:
             raise InvalidRequest(f"--set '{change}' is not path=value, such as fit.epochs=3.")
         section[name] = json_or_text(value)
-    try:
-        return RunConfig.model_validate(fields)
-    except ValidationError as error:
-        message, param = first_problem(error)
-        raise InvalidRequest(message, param=param) from error
+    return fields
 
 
 def options_from(given: Sequence[str]) -> dict[str, Any]:

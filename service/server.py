@@ -24,13 +24,18 @@ from adapters.tokenizer import load_tokenizer
 from service.calls import EngineCalls
 from service.errors import add_error_handlers
 from service.inference import API_PATH, EngineApi
+from service.job_workers import JobWorkers
+from service.jobs.intake import Intake
+from service.launchers.catalog import set_up_launchers
 from service.lifeline import live_and_die_with_parent
 from service.limits import Gatekeeper, Traffic
-from service.opening import open_registry
+from service.opening import open_state
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
 from service.routes.aliases import aliases_router
 from service.routes.embeddings import embeddings_router
+from service.routes.files import files_router
+from service.routes.jobs import jobs_router
 from service.routes.lora import lora_router
 from service.routes.predict import predict_router
 from service.routes.residency import residency_router
@@ -52,13 +57,16 @@ class Server(ls.LitServer):
 
     has_started = False
 
-    def __init__(self, api: EngineApi, calls: EngineCalls, traffic: Traffic) -> None:
+    def __init__(
+        self, api: EngineApi, calls: EngineCalls, traffic: Traffic, workers: JobWorkers
+    ) -> None:
         # The engine picks its device itself, by settings.device.
         super().__init__(api, accelerator="cpu", timeout=False, restart_workers=False)
         self._monitor_workers = False
         self._api = api
         self.calls = calls
         self.traffic = traffic
+        self.workers = workers
         self.supervisor = Supervisor(calls, self._launch, self._on_ready, self._on_give_up)
 
     def drain(self, drain_seconds: float) -> None:
@@ -70,6 +78,7 @@ class Server(ls.LitServer):
             )
             self.traffic.wait_until_idle(_LAST_ANSWERS_SECONDS)
         self.supervisor.stop()
+        self.workers.stop()
         if not self.has_started:
             _end_process(0)
         self._shutdown_event.set()
@@ -125,13 +134,15 @@ def build_server(settings: Settings) -> Server:
         EnvironmentProblem: home can't be written, or the backbone can't be had.
         UnsupportedBackbone: the backbone can't be served.
     """
-    registry = open_registry(settings)
+    state = open_state(settings)
+    registry = state.registry
     folder = find_backbone(settings.backbone, settings.home)
     backbone = _describe(folder, backbone_name(settings.backbone))
     registry.add_backbone(backbone)
     calls = EngineCalls(settings.max_waiting_calls, settings.max_waiting_tokens)
     traffic = Traffic()
-    server = Server(EngineApi(settings, backbone, calls), calls, traffic)
+    api = EngineApi(settings, backbone, calls)
+    server = Server(api, calls, traffic, JobWorkers(settings))
     tokenizer = load_tokenizer(folder, backbone.tokenizer)
     predictor = Predictor(registry, tokenizer, backbone, settings.max_row_tokens)
     server.app.title = "Headstock"
@@ -141,6 +152,12 @@ def build_server(settings: Settings) -> Server:
     server.app.include_router(aliases_router(registry))
     server.app.include_router(lora_router(registry, settings))
     server.app.include_router(residency_router(registry, calls))
+    server.app.include_router(files_router(state.files, settings))
+    launchers = set_up_launchers(settings)
+    intake = Intake(registry, state.files, launchers, settings.job_launcher)
+    server.app.include_router(
+        jobs_router(state.queue, intake, settings, lambda: traffic.is_draining)
+    )
     add_error_handlers(server.app)
     server.app.add_middleware(Gatekeeper, settings.max_body_bytes, traffic)
     return server
@@ -164,6 +181,7 @@ def run_server(settings: Settings) -> NoReturn:
         signal.signal(number, lambda *_: _end_process(0))
     server = build_server(settings)
     _stop_on_signals(server, settings.drain_seconds)
+    server.workers.start()
     try:
         server.run(
             host=settings.host,

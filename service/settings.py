@@ -13,6 +13,7 @@ from adapters.errors import EnvironmentProblem, InvalidRequest
 from adapters.home import default_home
 from adapters.packaged import DEFAULT_BACKBONE
 from adapters.validation import first_problem
+from service.jobs.orders import LauncherName
 
 
 class Settings(BaseSettings):
@@ -88,6 +89,20 @@ class Settings(BaseSettings):
     )
     max_bundle_bytes: int = Field(
         256 * 2**20, ge=1024, description="Largest bundle that may be sent."
+    )
+    max_file_bytes: int = Field(
+        512 * 2**20, ge=1024, description="Largest file of examples that may be sent."
+    )
+    job_workers: int = Field(1, ge=0, le=64, description="Workers that the server starts for jobs.")
+    job_launcher: LauncherName = Field(
+        "process", description="Where runs are started, for jobs that do not say."
+    )
+    run_threads: int = Field(1, ge=1, description="CPU threads of a run, for jobs that do not say.")
+    job_timeout_seconds: int | None = Field(
+        None, ge=1, description="Time that a run gets if its job does not say; no bound if unset."
+    )
+    max_active_jobs: int | None = Field(
+        None, ge=1, description="Jobs that may wait or run at once; no bound if unset."
     )
     bundle_urls: str | None = Field(
         None, description="URLs under which bundles may be fetched from, with commas between; none."

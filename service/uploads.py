@@ -22,16 +22,24 @@ def is_json(headers: Headers) -> bool:
 
 
 async def receive(
-    headers: Headers, chunks: AsyncIterator[bytes], target: Path, max_bytes: int
+    headers: Headers,
+    chunks: AsyncIterator[bytes],
+    target: Path,
+    max_bytes: int,
+    *,
+    name_field: str | None = None,
 ) -> dict[str, str]:
-    """Write an archive that was sent to a file, and return the form's other fields, none without a form.
+    """Write a file that was sent, as it is or in a form, and return the form's other fields, none without a form.
+
+    Args:
+        name_field: what the file's own name is to be called among them; None leaves it out.
 
     Raises:
         InvalidRequest: it is a form, but not one with a single file.
         TooLarge: the body goes beyond ``max_bytes``; what was written is the caller's to remove.
     """
     if headers.get("content-type", "").lower().startswith(_FORM):
-        return await _receive_form(headers, chunks, target, max_bytes)
+        return await _receive_form(headers, chunks, target, max_bytes, name_field)
     with target.open("wb") as file:
         async for chunk in _bounded(chunks, max_bytes):
             file.write(chunk)
@@ -39,7 +47,11 @@ async def receive(
 
 
 async def _receive_form(
-    headers: Headers, chunks: AsyncIterator[bytes], target: Path, max_bytes: int
+    headers: Headers,
+    chunks: AsyncIterator[bytes],
+    target: Path,
+    max_bytes: int,
+    name_field: str | None,
 ) -> dict[str, str]:
     bounded = _bounded(chunks, max_bytes + _FORM_ROOM)
     try:
@@ -54,11 +66,13 @@ async def _receive_form(
     try:
         files = [value for value in form.values() if isinstance(value, UploadFile)]
         if not files:
-            raise InvalidRequest("The form has no file. Send the bundle as 'file'.", param="file")
+            raise InvalidRequest("The form has no file. Send one as 'file'.", param="file")
         with target.open("wb") as file:
             while chunk := await files[0].read(_READ_BYTES):
                 file.write(chunk)
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
+        if name_field is not None:
+            fields[name_field] = files[0].filename or ""
     finally:
         await form.close()
     return fields
@@ -70,7 +84,7 @@ async def _bounded(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncGenerat
         size += len(chunk)
         if size > max_bytes:
             raise TooLarge(
-                f"The bundle is larger than '{max_bytes}' bytes, the most that is taken. Lower the "
-                "rank, or raise HEADSTOCK_MAX_BUNDLE_BYTES on the server."
+                f"The body is larger than '{max_bytes}' bytes, the most that is taken. Send less, or raise "
+                "HEADSTOCK_MAX_BUNDLE_BYTES (bundles) or HEADSTOCK_MAX_FILE_BYTES (files) on the server."
             )
         yield chunk

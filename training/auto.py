@@ -14,6 +14,7 @@ _RATE, _WIDTH = 1e-3, 576
 _TOKENS = 200_000  # as many, or ten epochs: what a small data set needs to be learned
 _MOST_EPOCHS = 10
 _STEPS = 300  # at least about so many, or the schedule has no room
+_LEAST_BATCH = 16
 _FEWEST_TOKENS, _MOST_TOKENS = 256, 4096  # of a step
 
 
@@ -38,12 +39,14 @@ def plan_fit(settings: FitSettings, rows: Sequence[Labelled], hidden_size: int) 
     batch_tokens = (
         _batch_tokens(total) if settings.batch_tokens == "auto" else settings.batch_tokens
     )
+    if settings.batch_rows is not None:
+        batch_tokens = max(_LEAST_BATCH, round(settings.batch_rows * tokens / len(rows)))
     rate = (
         round(_RATE * math.sqrt(_WIDTH / hidden_size), 6)
         if settings.learning_rate == "auto"
         else settings.learning_rate
     )
-    return FitPlan(rate, epochs, batch_tokens)
+    return FitPlan(rate * settings.rate_factor, epochs, batch_tokens)
 
 
 def _epochs(num_tokens: int) -> int:

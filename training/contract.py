@@ -151,9 +151,15 @@ class FitSettings(Strict):
     epochs: Epochs | Auto = "auto"
     max_tokens: int | None = Field(None, ge=1, description="Stop after this many tokens.")
     learning_rate: Rate | Auto = "auto"
+    rate_factor: float = Field(1.0, gt=0, description="The rate is multiplied by this.")
     schedule: Schedule = Field("linear", description="How the rate falls after the warm-up.")
     warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of steps with a rising rate.")
     batch_tokens: BatchTokens | Auto = Field("auto", description="Tokens a batch.")
+    batch_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Or: rows a batch, which then has the tokens of so many of average length.",
+    )
     accumulation: int = Field(1, ge=1, description="Batches a step.")
     validations: int = Field(
         5, ge=1, description="Times that validation rows, if any, are scored; the best weights win."
@@ -176,6 +182,12 @@ class FitSettings(Strict):
     weight_decay: float = Field(0.0, ge=0)
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_seconds: float = Field(120.0, gt=0, description="Time between checkpoints.")
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> FitSettings:
+        if self.batch_rows is not None and self.batch_tokens != "auto":
+            raise ValueError("give either fit.batch_tokens or fit.batch_rows")
+        return self
 
 
 class RunConfig(Strict):

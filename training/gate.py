@@ -22,6 +22,7 @@ from training.findings import FileReport, Finding, LineProblem, Percentiles, Rep
 from training.records import file_name
 from training.splits import Splits, split_examples
 
+_TOLD_LATER = ("task", "data.columns")  # what a job may say of a file that was sent before
 MIN_ROWS = 8  # fewer than the smallest batch that teaches anything
 
 
@@ -53,6 +54,24 @@ def check_data(settings: DataSettings, task: str | None) -> Checked:
     if not report.errors():  # what bad lines hold is not known: the rest would mislead
         report.findings += find_all({"train": splits.train, **splits.parts()})
     return Checked(splits, report)
+
+
+def check_upload(url: str) -> Report | None:
+    """Check a file by itself, before anybody says what it is for; None if only its columns don't tell the task.
+
+    Raises:
+        InvalidData: it can't be read, or a line is bad; the message names the first ones.
+    """
+    try:
+        report = check_data(DataSettings(train=url), None).report
+    except InvalidData as error:
+        if error.param in _TOLD_LATER:
+            return None
+        raise
+    bad = [finding for finding in report.errors() if finding.code == "bad_lines"]
+    if bad:
+        raise InvalidData(bad[0].message, param="file")
+    return report
 
 
 def check_examples(

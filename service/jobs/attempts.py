@@ -1,0 +1,229 @@
+"""One attempt at a job: its run started or found again, followed and stopped, and what came of it told."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from adapters.errors import HeadstockError, Unavailable
+from service.jobs.outcomes import register_result
+from service.jobs.records import Job
+from service.jobs.run_events import as_job_event, progress_of, read_events
+from service.jobs.run_folders import RunFolder
+from service.launchers.base import GONE
+from service.runs import last_line
+from training.contract import Event, EventKind, ExitCode
+
+if TYPE_CHECKING:
+    from service.jobs.worker import Workplace
+
+logger = logging.getLogger(__name__)
+_BEAT_SECONDS = 2.0
+_METRICS_SECONDS = 5.0  # between two events of a fit's progress
+_GRACE_SECONDS = 30.0  # for a checkpoint, before a run that was asked to stop is ended
+_BY_SIGTERM = (-15, 143)  # it came before the run could listen
+_Reason = Literal["cancel", "pause", "timeout", "worker"]
+
+
+class Attempt:
+    """What a worker does for a job; every word to the queue names the attempt, and may raise `LostJob`."""
+
+    def __init__(
+        self, place: Workplace, job: Job, stopping: threading.Event, poll_seconds: float
+    ) -> None:
+        self._place = place
+        self._job = job
+        self._stopping = stopping
+        self._poll_seconds = poll_seconds
+        self._folder = RunFolder(place, job)
+        self._launcher = place.launchers[job.plan.launcher]
+        self._handle = job.handle
+        self._progress = dict(job.progress or {})
+        self._position = 0  # in the run's file of events
+        self._failure: Event | None = None
+        self._wish = job.wish
+        self._begin = self._beat_at = time.monotonic()
+        self._metrics_at = 0.0
+        self._asked: tuple[_Reason, float] | None = None  # why the run is to stop, and since when
+
+    def run(self) -> None:
+        """Run the job to its end, or until it is to stop."""
+        if self._handle is not None and self._launcher.exit_code(self._handle) == GONE:
+            self.give_back("its run is gone")
+            return
+        if self._handle is None:
+            self._start()
+        code = self._follow()
+        self._insist(lambda: self._end(code))
+
+    def leave(self) -> None:
+        """End what this attempt started, unless the attempt after it goes on with that very run."""
+        now = self._place.queue.get(self._job.id, None)
+        if self._handle is not None and now.handle != self._handle:
+            self._launcher.stop(self._handle, at_once=True)
+
+    def fail(self, error: HeadstockError) -> None:
+        """End the job as failed, for a reason that trying again does not cure."""
+        self._end_run()
+        queue = self._place.queue
+        self._insist(
+            lambda: queue.fail(
+                self._job.id, self._job.attempt, error.code, error.message, error.param
+            )
+        )
+
+    def give_back(self, why: str, *, is_failure: bool = True) -> None:
+        """Return the job to the queue."""
+        self._end_run()
+        queue = self._place.queue
+        self._insist(
+            lambda: queue.give_back(self._job.id, self._job.attempt, why, is_failure=is_failure)
+        )
+
+    def _start(self) -> None:
+        run = self._folder.prepare()
+        self._position, self._progress = self._folder.events_size(), {}
+        self._handle = self._launcher.start(run)
+        self._place.queue.beat(self._job.id, self._job.attempt, handle=self._handle)
+
+    def _follow(self) -> int:
+        """Tell what the run does until it ends; returns its exit code."""
+        assert self._handle is not None
+        while (code := self._launcher.exit_code(self._handle)) is None:
+            try:
+                self._report()
+            except Unavailable as error:  # the run goes on without the database
+                logger.warning("%s", error.message)
+            self._stop_if_need_be()
+            self._wait()
+        self._insist(lambda: self._report(is_last=True))
+        return code
+
+    def _wait(self) -> None:
+        if self._asked is None:
+            self._stopping.wait(self._poll_seconds)
+        else:
+            time.sleep(self._poll_seconds)
+
+    def _report(self, *, is_last: bool = False) -> None:
+        """Hand on what the run has said since, if there is anything or a beat is due."""
+        events, position = read_events(self._folder.events, self._position)
+        told_before = self._progress.get("event", 0) if self._position == 0 else 0
+        new = [event for event in events if event.number > told_before]
+        told = [event for event in new if self._is_told(event)]
+        now = time.monotonic()
+        if not (told or is_last) and now - self._beat_at < _BEAT_SECONDS:
+            return
+        progress = dict(self._progress)
+        for event in new:
+            if event.kind == EventKind.PROGRESS:
+                progress = progress_of(event)
+            progress["event"] = event.number
+        job = self._place.queue.beat(
+            self._job.id,
+            self._job.attempt,
+            events=[as_job_event(event) for event in told],
+            progress=progress,
+        )
+        self._position, self._progress, self._beat_at, self._wish = (
+            position,
+            progress,
+            now,
+            job.wish,
+        )
+        if any(event.kind == EventKind.PROGRESS for event in told):
+            self._metrics_at = now
+        self._failure = next((e for e in new if e.kind == EventKind.FAILED), self._failure)
+        self._folder.store_checkpoint()
+
+    def _is_told(self, event: Event) -> bool:
+        """Tell whether an event is kept: of a fit's progress, one every few seconds and the last."""
+        if event.kind != EventKind.PROGRESS:
+            return True
+        is_due = time.monotonic() - self._metrics_at >= _METRICS_SECONDS
+        is_end = event.data.get("done") == event.data.get("total")
+        return event.data.get("stage") == "fit" and (is_due or is_end)
+
+    def _stop_if_need_be(self) -> None:
+        assert self._handle is not None
+        now, reason = time.monotonic(), self._reason()
+        if self._asked is None and reason is not None:
+            self._asked = (reason, now)
+            self._launcher.stop(self._handle, at_once=reason == "cancel")
+        elif self._asked is not None and now - self._asked[1] > _GRACE_SECONDS:
+            self._launcher.stop(self._handle, at_once=True)
+
+    def _reason(self) -> _Reason | None:
+        most = self._job.order.resources.timeout_seconds or self._place.timeout_seconds
+        if self._wish == "cancel":
+            return "cancel"
+        if self._wish == "pause":
+            return "pause"
+        if most is not None and time.monotonic() - self._begin > most:
+            return "timeout"
+        return "worker" if self._stopping.is_set() else None
+
+    def _end(self, code: int) -> None:
+        """Tell the queue how the attempt ended."""
+        queue, job, attempt = self._place.queue, self._job.id, self._job.attempt
+        reason = self._asked[0] if self._asked else None
+        if code == ExitCode.DONE:
+            self._succeed()
+        elif reason == "cancel":
+            queue.stop(job, attempt, cancelled=True)
+            self._folder.remove()
+        elif reason == "timeout":
+            most = self._job.order.resources.timeout_seconds or self._place.timeout_seconds
+            told = f"It took longer than '{most}' seconds. Raise resources.timeout_seconds."
+            queue.fail(job, attempt, "timeout", told, "resources.timeout_seconds")
+        elif reason == "pause" and (code == ExitCode.PAUSED or code in _BY_SIGTERM):
+            self._folder.store_checkpoint()
+            queue.stop(job, attempt, cancelled=False)
+        elif code == ExitCode.PAUSED or code in _BY_SIGTERM or reason is not None:
+            self._folder.store_checkpoint()
+            queue.give_back(job, attempt, "its worker stopped", is_failure=reason is None)
+        elif code in (ExitCode.FAILED, ExitCode.BAD_INPUT):
+            self._told_failure()
+        else:
+            how = "its run is gone" if code == GONE else f"its run ended with code '{code}'"
+            queue.give_back(job, attempt, how, is_failure=True)
+
+    def _succeed(self) -> None:
+        result = self._folder.result()
+        model, told = register_result(self._place.registry, self._job, self._folder.bundle)
+        self._folder.store_report()
+        self._place.queue.succeed(self._job.id, self._job.attempt, result, model, told)
+
+    def _told_failure(self) -> None:
+        """End the job for the reason that its run gave; without one, for the last line of its log."""
+        queue, job, attempt = self._place.queue, self._job.id, self._job.attempt
+        self._folder.store_report()
+        if self._failure is not None:
+            data = self._failure.data
+            queue.fail(
+                job,
+                attempt,
+                data.get("code", "run_failed"),
+                self._failure.message,
+                data.get("param"),
+            )
+        else:
+            queue.fail(job, attempt, "run_failed", last_line(self._folder.log))
+
+    def _end_run(self) -> None:
+        if self._handle is not None:
+            self._launcher.stop(self._handle, at_once=True)
+
+    def _insist(self, act: Callable[[], object]) -> None:
+        """Do what must be told, as soon as the database answers; not if the worker is to stop meanwhile."""
+        while True:
+            try:
+                act()
+                return
+            except Unavailable as error:
+                logger.warning("%s", error.message)
+                if self._stopping.wait(self._poll_seconds):
+                    raise

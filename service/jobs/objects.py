@@ -1,0 +1,72 @@
+"""Bytes of jobs, such as files and checkpoints, under keys in any fsspec store."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import fsspec
+
+from adapters.errors import EnvironmentProblem
+
+
+class ObjectStore:
+    """Puts and gets whole files.
+
+    Args:
+        url: an fsspec URL or a plain folder.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            # Without a cache of listings: others store things too.
+            self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise EnvironmentProblem(
+                f"The store '{url}' can't be opened: {error}. Set HEADSTOCK_BLOB_URL to one that fsspec knows."
+            ) from error
+        self._is_local = "file" in self._fs.protocol
+
+    def put(self, source: Path, key: str) -> None:
+        """Store a file; a reader sees all of it or none."""
+        target = self._place(key)
+        if not self._is_local:
+            self._fs.put_file(str(source), target)
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        beside = f"{target}.{uuid.uuid4().hex}.part"
+        try:
+            self._fs.put_file(str(source), beside)
+            os.replace(beside, target)
+        finally:
+            Path(beside).unlink(missing_ok=True)
+
+    def get(self, key: str, target: Path) -> bool:
+        """Copy a file here; returns whether there is one."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            self._fs.get_file(self._place(key), str(beside))
+        except FileNotFoundError:
+            return False
+        else:
+            os.replace(beside, target)
+            return True
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def url(self, key: str) -> str:
+        """Return where a key's bytes are, for whoever reads fsspec URLs."""
+        place = self._place(key)
+        return place if self._is_local else self._fs.unstrip_protocol(place)
+
+    def remove(self, key: str) -> None:
+        """Remove a key, or all keys under it; nothing happens if there are none."""
+        place = self._place(key)
+        if self._fs.exists(place):
+            self._fs.rm(place, recursive=True)
+
+    def _place(self, key: str) -> str:
+        assert ".." not in key.split("/"), key  # keys are ours: ids and fixed names
+        return f"{self._root}/{key}"

@@ -1,0 +1,364 @@
+"""The queue of jobs: ordered, claimed by one worker at a time, kept alive by it, ended. Status changes only here."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from adapters.errors import Conflict, NotFound, Overloaded
+from adapters.reference import DEFAULT_NAMESPACE
+from adapters.registry.database import Database
+from adapters.registry.tables import now
+from service.jobs.orders import JobOrder, JobPlan
+from service.jobs.records import Job, JobEvent, event_of, job_of
+from service.jobs.states import ENDED, Status, check_move
+from service.jobs.tables import JobEventTable, JobTable
+
+_MOST_FAILURES = 3  # attempts whose worker or run died, before a job is given up
+_MOST_MESSAGE = 4000
+
+
+class LostJob(Conflict):
+    """The job is another worker's by now, or has ended: whoever runs it must stop."""
+
+
+class JobQueue:
+    """Jobs over the registry's database.
+
+    A claim counts a job's ``attempt`` up; every later word of the worker names its attempt, so that one whose job was
+    given to another is told so instead of being believed.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def submit(
+        self,
+        order: JobOrder,
+        plan: JobPlan,
+        *,
+        job: str | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        idempotency_key: str | None = None,
+        most_active: int | None = None,
+    ) -> Job:
+        """Put an order into the queue; with a key that was used before, return the job that it made.
+
+        Raises:
+            Conflict: the key was used for another order.
+            Overloaded: the namespace has ``most_active`` jobs that have not ended.
+        """
+        dumped = order.model_dump(mode="json", by_alias=True)
+        with self._database.write() as session:
+            if idempotency_key is not None:
+                made = session.scalar(
+                    _of(namespace).where(JobTable.idempotency_key == idempotency_key)
+                )
+                if made is not None:
+                    _check_same(made, dumped, idempotency_key)
+                    return job_of(made)
+            _check_quota(session, namespace, most_active)
+            row = JobTable(
+                id=job or new_job_id(),
+                namespace=namespace,
+                status=Status.QUEUED,
+                priority=order.resources.priority,
+                order=dumped,
+                plan=plan.model_dump(mode="json"),
+                idempotency_key=idempotency_key,
+                created_at=now(),
+            )
+            session.add(row)
+            session.flush()
+            _tell(session, row, "Created: it waits for a worker")
+            for warning in plan.warnings:
+                _tell(session, row, warning, "warn")
+            session.flush()
+            return job_of(row)
+
+    def get(self, job: str, namespace: str | None = DEFAULT_NAMESPACE) -> Job:
+        """Return a job; of any namespace, if that is None.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._database.read() as session:
+            return job_of(_find(session, job, namespace))
+
+    def list_jobs(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        metadata: Mapping[str, str] | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> list[Job]:
+        """Return jobs, newest first, those ordered before the job ``after``."""
+        with self._database.read() as session:
+            query = _of(namespace).order_by(JobTable.number.desc())
+            if after is not None:
+                query = query.where(JobTable.number < _find(session, after, namespace).number)
+            if not metadata:
+                return [job_of(row) for row in session.scalars(query.limit(limit))]
+            found = (job_of(row) for row in session.scalars(query))
+            wanted = metadata.items()
+            return [job for job in found if wanted <= (job.order.metadata or {}).items()][:limit]
+
+    def list_events(
+        self, job: str, *, after: int | None = None, before: int | None = None, limit: int = 100
+    ) -> list[JobEvent]:
+        """Return a job's events between two numbers: the first after one, else the last; in order."""
+        query = select(JobEventTable).where(JobEventTable.job == job).limit(limit)
+        if before is not None:
+            query = query.where(JobEventTable.number < before)
+        with self._database.read() as session:
+            if after is not None:
+                query = query.where(JobEventTable.number > after)
+                return [
+                    event_of(row) for row in session.scalars(query.order_by(JobEventTable.number))
+                ]
+            rows = session.scalars(query.order_by(JobEventTable.number.desc()))
+            return [event_of(row) for row in reversed(list(rows))]
+
+    def cancel(self, job: str, namespace: str = DEFAULT_NAMESPACE) -> Job:
+        """End a job that waits; ask the worker of one that runs to end it."""
+        with self._changed(job, namespace) as (session, row):
+            if row.status == Status.RUNNING:
+                row.wish = "cancel"
+                _tell(session, row, "It is to be cancelled")
+            else:
+                _end(session, row, Status.CANCELLED, "Cancelled")
+            return job_of(row)
+
+    def pause(self, job: str, namespace: str = DEFAULT_NAMESPACE) -> Job:
+        """Keep a job that waits from being claimed; ask the worker of one that runs to stop it, with a checkpoint.
+
+        Raises:
+            Conflict: it has ended.
+        """
+        with self._changed(job, namespace) as (session, row):
+            if row.status in ENDED:
+                check_move(row.id, row.status, Status.QUEUED)
+            if row.status == Status.RUNNING:
+                row.wish = row.wish or "pause"
+                _tell(session, row, "It is to be paused")
+            elif not row.is_paused:
+                row.is_paused = True
+                _tell(session, row, "Paused")
+            return job_of(row)
+
+    def resume(self, job: str, namespace: str = DEFAULT_NAMESPACE) -> Job:
+        """Let a paused job be claimed again; it goes on from its checkpoint.
+
+        Raises:
+            Conflict: it has ended.
+        """
+        with self._changed(job, namespace) as (session, row):
+            if row.status in ENDED:
+                check_move(row.id, row.status, Status.QUEUED)
+            if row.wish == "pause":
+                row.wish = ""
+            if row.is_paused:
+                row.is_paused = False
+                _tell(session, row, "Resumed: it waits for a worker")
+            return job_of(row)
+
+    def claim(self, worker: str) -> Job | None:
+        """Give a worker the job that is next: of those with the highest priority, the oldest; None if none waits."""
+        waiting = (
+            select(JobTable)
+            .where(JobTable.status == Status.QUEUED, JobTable.is_paused.is_(False))
+            .order_by(JobTable.priority.desc(), JobTable.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        with self._database.write() as session:
+            row = session.scalar(waiting)
+            if row is None:
+                return None
+            check_move(row.id, row.status, Status.RUNNING)
+            row.status, row.worker, row.wish = Status.RUNNING, worker, ""
+            row.attempt += 1
+            row.started_at = row.started_at or now()
+            _tell(session, row, f"Attempt {row.attempt} begins", worker=worker)
+            return job_of(row)
+
+    def take_over(self, job: str, attempt: int, beats: int, worker: str) -> Job | None:
+        """Give a worker a running job whose own worker has not counted since ``beats``; None if it has."""
+        with self._changed(job, None) as (session, row):
+            is_still = (row.status, row.attempt, row.beats) == (Status.RUNNING, attempt, beats)
+            if not is_still:
+                return None
+            row.attempt += 1
+            row.worker = worker
+            _tell(
+                session,
+                row,
+                "Its worker is gone; another one takes over",
+                level="warn",
+                worker=worker,
+            )
+            return job_of(row)
+
+    def running(self) -> list[Job]:
+        """Return all jobs that are being run, of all namespaces."""
+        with self._database.read() as session:
+            query = select(JobTable).where(JobTable.status == Status.RUNNING)
+            return [job_of(row) for row in session.scalars(query)]
+
+    def beat(
+        self,
+        job: str,
+        attempt: int,
+        *,
+        events: Sequence[dict[str, Any]] = (),
+        progress: dict[str, Any] | None = None,
+        handle: dict[str, Any] | None = None,
+    ) -> Job:
+        """Count that a job's worker lives, with what it has to tell; returns the job with what is wished of it.
+
+        Args:
+            events: ``{"level", "kind", "message", "data"}`` each.
+
+        Raises:
+            LostJob: it is not this attempt's any more.
+        """
+        with self._mine(job, attempt) as (session, row):
+            row.beats += 1
+            row.progress = progress or row.progress
+            row.handle = handle or row.handle
+            for event in events:
+                _tell(
+                    session, row, event["message"], event["level"], event["kind"], **event["data"]
+                )
+            return job_of(row)
+
+    def succeed(self, job: str, attempt: int, result: dict[str, Any], model: str, told: str) -> Job:
+        with self._mine(job, attempt) as (session, row):
+            row.result, row.fine_tuned_model = result, model
+            _end(session, row, Status.SUCCEEDED, told, model=model)
+            return job_of(row)
+
+    def fail(
+        self, job: str, attempt: int, code: str, message: str, param: str | None = None
+    ) -> Job:
+        with self._mine(job, attempt) as (session, row):
+            row.error = {"code": code, "message": message, "param": param}
+            _end(session, row, Status.FAILED, message, level="error", code=code)
+            return job_of(row)
+
+    def stop(self, job: str, attempt: int, *, cancelled: bool) -> Job:
+        """Record that a run was stopped as wished: for good, or paused."""
+        with self._mine(job, attempt) as (session, row):
+            if cancelled:
+                _end(session, row, Status.CANCELLED, "Cancelled")
+            else:
+                _back(session, row, "Paused, with a checkpoint")
+                row.is_paused = True
+            return job_of(row)
+
+    def give_back(self, job: str, attempt: int, why: str, *, is_failure: bool) -> Job:
+        """Return a job to the queue, to go on from its checkpoint; one that failed too often ends as failed."""
+        with self._mine(job, attempt) as (session, row):
+            row.num_failures += is_failure
+            if row.num_failures >= _MOST_FAILURES:
+                told = f"Given up after '{row.num_failures}' attempts that died: {why}"
+                row.error = {"code": "worker_lost", "message": told, "param": None}
+                _end(session, row, Status.FAILED, told, level="error")
+            else:
+                _back(
+                    session,
+                    row,
+                    f"Back in the queue: {why}",
+                    level="warn" if is_failure else "info",
+                )
+            return job_of(row)
+
+    @contextmanager
+    def _changed(self, job: str, namespace: str | None) -> Iterator[tuple[Session, JobTable]]:
+        with self._database.write() as session:
+            yield session, _find(session, job, namespace, locks=True)
+
+    @contextmanager
+    def _mine(self, job: str, attempt: int) -> Iterator[tuple[Session, JobTable]]:
+        with self._changed(job, None) as (session, row):
+            if row.status != Status.RUNNING or row.attempt != attempt:
+                raise LostJob(f"Job '{job}' is not run by attempt '{attempt}' any more.")
+            yield session, row
+
+
+def new_job_id() -> str:
+    return f"ftjob-{uuid.uuid4().hex}"
+
+
+def _of(namespace: str) -> Select[JobTable]:
+    return select(JobTable).where(JobTable.namespace == namespace)
+
+
+def _find(session: Session, job: str, namespace: str | None, *, locks: bool = False) -> JobTable:
+    query = select(JobTable).where(JobTable.id == job)
+    if namespace is not None:
+        query = query.where(JobTable.namespace == namespace)
+    row = session.scalar(query.with_for_update() if locks else query)
+    if row is None:
+        raise NotFound(
+            f"No job '{job}'. GET /v1/fine_tuning/jobs lists them.", param="fine_tuning_job_id"
+        )
+    return row
+
+
+def _check_same(made: JobTable, order: dict[str, Any], key: str) -> None:
+    if made.order != order:
+        raise Conflict(
+            f"Idempotency-Key '{key}' was used for another order, job '{made.id}'. Send a new key with a new order.",
+            param="Idempotency-Key",
+        )
+
+
+def _check_quota(session: Session, namespace: str, most: int | None) -> None:
+    if most is None:
+        return
+    active = _of(namespace).where(JobTable.status.in_((Status.QUEUED, Status.RUNNING)))
+    count = session.scalar(active.with_only_columns(func.count())) or 0
+    if count >= most:
+        raise Overloaded(
+            f"'{count}' jobs wait or run, and '{most}' may. Wait until one has ended, or cancel one."
+        )
+
+
+def _end(session: Session, row: JobTable, status: Status, told: str, **more: Any) -> None:
+    check_move(row.id, row.status, status)
+    row.status, row.finished_at, row.is_paused, row.wish = status, now(), False, ""
+    row.handle = None
+    _tell(session, row, told, **more)
+
+
+def _back(session: Session, row: JobTable, told: str, level: str = "info") -> None:
+    check_move(row.id, row.status, Status.QUEUED)
+    row.status, row.wish, row.handle = Status.QUEUED, "", None
+    _tell(session, row, told, level)
+
+
+def _tell(
+    session: Session,
+    row: JobTable,
+    message: str,
+    level: str = "info",
+    kind: str = "message",
+    **data: Any,
+) -> None:
+    session.add(
+        JobEventTable(
+            job=row.id,
+            level=level,
+            kind=kind,
+            message=message[:_MOST_MESSAGE],
+            data=data,
+            created_at=now(),
+        )
+    )

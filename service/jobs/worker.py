@@ -1,0 +1,129 @@
+"""A worker: takes jobs from the queue one by one, has them run, tells what happens, registers what comes of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.errors import HeadstockError, Unavailable
+from adapters.registry.registry import Registry
+from service.jobs.attempts import Attempt
+from service.jobs.files import Files
+from service.jobs.objects import ObjectStore
+from service.jobs.queue import JobQueue, LostJob
+from service.jobs.records import Job
+from service.launchers.base import Launcher
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+LEASE_SECONDS = 20.0  # without a beat, a job's worker is taken for dead
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """All that a worker works with.
+
+    Args:
+        home: where runs have their folders, ``jobs/ID``, and backbones are.
+        threads: of a run that does not say.
+        timeout_seconds: of a run that does not say; None for no bound.
+    """
+
+    queue: JobQueue
+    files: Files
+    objects: ObjectStore
+    registry: Registry
+    launchers: Mapping[str, Launcher]
+    home: Path
+    threads: int = 1
+    timeout_seconds: float | None = None
+
+
+class Worker:
+    """Runs one job at a time until it is told to stop."""
+
+    def __init__(
+        self,
+        place: Workplace,
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._place = place
+        self._poll_seconds = poll_seconds
+        self._lease_seconds = lease_seconds
+        self._stopping = threading.Event()
+        # When a running job's count was last seen to change, by this process's own clock: clocks on walls jump.
+        self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+
+    def stop(self) -> None:
+        """Let the run that goes on save a checkpoint, give its job back, and let `run` return."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                job = self._next()
+            except Unavailable as error:
+                logger.warning("%s", error.message)
+                job = None
+            if job is None:
+                self._stopping.wait(self._poll_seconds)
+            else:
+                self._work(job)
+
+    def _next(self) -> Job | None:
+        return self._abandoned() or self._place.queue.claim(self.name)
+
+    def _abandoned(self) -> Job | None:
+        """Take over a running job whose worker has not counted for a lease; of this machine's dead ones at once."""
+        running = self._place.queue.running()
+        self._seen = {j.id: self._seen[j.id] for j in running if j.id in self._seen}
+        for job in running:
+            count, now = (job.attempt, job.beats), time.monotonic()
+            if self._seen.get(job.id, (None, 0))[0] != count:
+                self._seen[job.id] = (count, now)
+            is_silent = now - self._seen[job.id][1] > self._lease_seconds
+            if is_silent or _is_dead(job.worker):
+                taken = self._place.queue.take_over(job.id, *count, self.name)
+                if taken is not None:
+                    return taken
+        return None
+
+    def _work(self, job: Job) -> None:
+        logger.info("%s: attempt %d", job.id, job.attempt)
+        attempt = Attempt(self._place, job, self._stopping, self._poll_seconds)
+        try:
+            self._see_through(attempt)
+        except LostJob as error:
+            logger.warning("%s", error.message)
+            attempt.leave()
+        except (
+            Unavailable
+        ) as error:  # the job stays this worker's as long as it counts; then another's
+            logger.warning("%s: left as it is: %s", job.id, error.message)
+
+    def _see_through(self, attempt: Attempt) -> None:
+        try:
+            attempt.run()
+        except (LostJob, Unavailable):
+            raise
+        except HeadstockError as error:
+            logger.warning("%s", error.message)
+            attempt.fail(error)
+        except Exception as error:
+            logger.exception("An attempt failed")
+            attempt.give_back(f"{type(error).__name__}: {error}")
+
+
+def _is_dead(worker: str) -> bool:
+    """Tell whether a worker was one of this machine, and its process is gone."""
+    host, _, pid = worker.rpartition("-")
+    return host == socket.gethostname() and pid.isdecimal() and not Path(f"/proc/{pid}").exists()

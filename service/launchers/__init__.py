@@ -1,0 +1,1 @@
+"""Where a job's run is started: a process, a container, a cluster."""

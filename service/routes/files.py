@@ -1,0 +1,78 @@
+"""OpenAI's ``/v1/files``: examples are sent once, checked as they come, and named by their id."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
+
+from adapters.errors import InvalidRequest
+from service.jobs.checking import check_upload
+from service.jobs.files import Files, plain_name
+from service.protocols.fine_tuning import file_body, page
+from service.settings import Settings
+from service.uploads import receive
+
+_PURPOSE = "fine-tune"
+Limit = Annotated[int, Query(ge=1, le=10_000)]
+
+
+def files_router(files: Files, settings: Settings) -> APIRouter:
+    router = APIRouter(prefix="/v1/files", tags=["files"])
+
+    @router.post("")
+    async def create_file(request: Request) -> dict[str, Any]:
+        """Store the file of examples in a form's ``file``; bad lines refuse it, and are named."""
+        with tempfile.TemporaryDirectory(prefix="headstock-file-") as scratch:
+            received = Path(scratch) / "received"
+            fields = await receive(
+                *(request.headers, request.stream(), received, settings.max_file_bytes),
+                name_field="filename",
+            )
+            purpose = fields.get("purpose")
+            if purpose != _PURPOSE:
+                raise InvalidRequest(
+                    f"purpose is '{purpose}'; files are taken for '{_PURPOSE}'.", param="purpose"
+                )
+            name = plain_name(fields.get("filename", ""))
+            path = received.rename(Path(scratch) / name)
+            report = await check_upload(path)
+            stored = await asyncio.to_thread(files.create, path, name, purpose, report)
+        return file_body(stored)
+
+    @router.get("")
+    async def list_files(
+        after: str | None = None, limit: Limit = 100, purpose: str | None = None
+    ) -> dict[str, Any]:
+        found = await asyncio.to_thread(
+            files.list_files, after=after, limit=limit + 1, purpose=purpose
+        )
+        return page([file_body(file) for file in found[:limit]], has_more=len(found) > limit)
+
+    @router.get("/{file}")
+    async def get_file(file: str) -> dict[str, Any]:
+        return file_body(await asyncio.to_thread(files.get, file))
+
+    @router.get("/{file}/content")
+    async def get_content(file: str) -> FileResponse:
+        stored = await asyncio.to_thread(files.get, file)
+        scratch = tempfile.TemporaryDirectory(prefix="headstock-file-")
+        path = await asyncio.to_thread(files.fetch, file, Path(scratch.name))
+        return FileResponse(
+            path,
+            media_type="application/octet-stream",
+            filename=stored.filename,
+            background=BackgroundTask(scratch.cleanup),
+        )
+
+    @router.delete("/{file}")
+    async def delete_file(file: str) -> dict[str, Any]:
+        await asyncio.to_thread(files.delete, file)
+        return {"id": file, "object": "file", "deleted": True}
+
+    return router

@@ -1,0 +1,138 @@
+"""OpenAI's ``/v1/fine_tuning/jobs``: orders, what became of them, and their events as pages or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from adapters.errors import InvalidRequest
+from adapters.reference import DEFAULT_NAMESPACE
+from service.jobs.intake import Intake
+from service.jobs.orders import JobOrder
+from service.jobs.queue import JobQueue, new_job_id
+from service.jobs.states import ENDED
+from service.protocols.fine_tuning import (
+    checkpoint_bodies,
+    event_body,
+    event_number,
+    job_body,
+    page,
+)
+from service.settings import Settings
+
+_LOOK_SECONDS = 0.5
+_EVENTS_A_LOOK = 500
+_MOST_KEY = 128
+Limit = Annotated[int, Query(ge=1, le=1000)]
+IdempotencyKey = Annotated[str | None, Header(max_length=_MOST_KEY, min_length=1)]
+
+
+def jobs_router(
+    queue: JobQueue, intake: Intake, settings: Settings, is_draining: Callable[[], bool]
+) -> APIRouter:
+    router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+    @router.post("")
+    async def create_job(order: JobOrder, idempotency_key: IdempotencyKey = None) -> dict[str, Any]:
+        """Order an adapter; what can't be done is refused now. The same Idempotency-Key gives the same job."""
+        job = new_job_id()
+        plan = await intake.plan(order, job, DEFAULT_NAMESPACE)
+        made = await asyncio.to_thread(
+            queue.submit,
+            order,
+            plan,
+            job=job,
+            idempotency_key=idempotency_key,
+            most_active=settings.max_active_jobs,
+        )
+        return job_body(made)
+
+    @router.get("")
+    async def list_jobs(
+        request: Request, after: str | None = None, limit: Limit = 20
+    ) -> dict[str, Any]:
+        """List jobs, newest first; ``metadata[key]=value`` picks those that have it."""
+        metadata = {
+            name[len("metadata[") : -1]: value
+            for name, value in request.query_params.items()
+            if name.startswith("metadata[") and name.endswith("]")
+        }
+        found = await asyncio.to_thread(
+            queue.list_jobs, after=after, limit=limit + 1, metadata=metadata
+        )
+        return page([job_body(job) for job in found[:limit]], has_more=len(found) > limit)
+
+    @router.get("/{job}")
+    async def get_job(job: str) -> dict[str, Any]:
+        return job_body(await asyncio.to_thread(queue.get, job))
+
+    @router.post("/{job}/cancel")
+    async def cancel_job(job: str) -> dict[str, Any]:
+        return job_body(await asyncio.to_thread(queue.cancel, job))
+
+    @router.post("/{job}/pause")
+    async def pause_job(job: str) -> dict[str, Any]:
+        return job_body(await asyncio.to_thread(queue.pause, job))
+
+    @router.post("/{job}/resume")
+    async def resume_job(job: str) -> dict[str, Any]:
+        return job_body(await asyncio.to_thread(queue.resume, job))
+
+    @router.get("/{job}/checkpoints")
+    async def list_checkpoints(job: str) -> dict[str, Any]:
+        found = await asyncio.to_thread(queue.get, job)
+        return page(checkpoint_bodies(found), has_more=False)
+
+    @router.get("/{job}/events", response_model=None)
+    async def list_events(
+        job: str,
+        after: str | None = None,
+        limit: Limit = 20,
+        stream: bool = False,
+        last_event_id: Annotated[str | None, Header()] = None,
+    ) -> JSONResponse | StreamingResponse:
+        """List events, newest first; with ``stream=true`` send them as they come, until the job has ended."""
+        await asyncio.to_thread(queue.get, job)
+        if stream:
+            begin = _number(last_event_id or after or "0", "Last-Event-ID")
+            return StreamingResponse(
+                _events(queue, job, begin, is_draining), media_type="text/event-stream"
+            )
+        before = None if after is None else _number(after, "after")
+        found = await asyncio.to_thread(queue.list_events, job, before=before, limit=limit + 1)
+        bodies = [event_body(event) for event in reversed(found[-limit:])]
+        return JSONResponse(page(bodies, has_more=len(found) > limit))
+
+    return router
+
+
+def _number(text: str, param: str) -> int:
+    number = event_number(text)
+    if number is None:
+        raise InvalidRequest(f"'{text[:60]}' is no event's id, such as 'ftevent-12'.", param=param)
+    return number
+
+
+async def _events(
+    queue: JobQueue, job: str, after: int, is_draining: Callable[[], bool]
+) -> AsyncIterator[str]:
+    """Yield a job's events behind a number as server-sent events, until it has ended and all are told."""
+    while not is_draining():
+        # First: what is told between the two looks comes with the next one.
+        has_ended = (await asyncio.to_thread(queue.get, job)).status in ENDED
+        events = await asyncio.to_thread(queue.list_events, job, after=after, limit=_EVENTS_A_LOOK)
+        for event in events:
+            after = event.number
+            body = json.dumps(event_body(event), ensure_ascii=False)
+            yield f"id: {event.number}\nevent: fine_tuning.job.event\ndata: {body}\n\n"
+        if has_ended and not events:
+            yield "event: done\ndata: [DONE]\n\n"
+            return
+        if not events:
+            yield ": still here\n\n"  # so that a client that is gone is noticed
+            await asyncio.sleep(_LOOK_SECONDS)

@@ -28,6 +28,7 @@ RUN pip install -c requirements.lock gguf .
 USER headstock
 VOLUME /var/lib/headstock
 EXPOSE 8000
+# It listens on all addresses, so it wants a key: docker run … headstock keys create NAME --scopes admin, on its volume.
 HEALTHCHECK --interval=10s --start-period=120s CMD \
     ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health')"]
 CMD ["headstock", "serve", "--host", "0.0.0.0"]

@@ -4,6 +4,8 @@ HeadstockError
 ├── InvalidRequest            a row, a parameter or an option is wrong
 │   └── TextTooLong           the text does not fit, and nobody allowed cutting it
 ├── NotFound                  an adapter, a version or an alias that is not there
+├── Unauthorized              no valid API key
+├── Forbidden                 the key may not do this
 ├── Conflict                  the change would break a promise already made
 ├── InvalidData               a file of examples can't be used
 ├── InvalidBundle             a bundle is damaged, incomplete or unsafe
@@ -56,6 +58,14 @@ class TextTooLong(InvalidRequest):
 
 class NotFound(HeadstockError):
     code = "not_found"
+
+
+class Unauthorized(HeadstockError):
+    code = "unauthorized"
+
+
+class Forbidden(HeadstockError):
+    code = "forbidden"
 
 
 class Conflict(HeadstockError):

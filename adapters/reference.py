@@ -28,8 +28,11 @@ class Reference:
         return f"{prefix}{self.name}{suffix}"
 
 
-def parse_reference(text: str) -> Reference:
+def parse_reference(text: str, home: str = DEFAULT_NAMESPACE) -> Reference:
     """Return the parts of an adapter reference.
+
+    Args:
+        home: namespace of a name without one.
 
     Raises:
         InvalidRequest: the text has no valid name, alias or version number.
@@ -47,9 +50,7 @@ def parse_reference(text: str) -> Reference:
             "Write name, name@alias or name:version, such as 'tickets:3'.",
             param="adapter",
         )
-    return Reference(
-        name, alias or None, int(number) if colon else None, namespace or DEFAULT_NAMESPACE
-    )
+    return Reference(name, alias or None, int(number) if colon else None, namespace or home)
 
 
 def check_name(name: str, *, what: str, whole: str | None = None) -> str:

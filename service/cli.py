@@ -7,7 +7,18 @@ import sys
 import typer
 
 from adapters.errors import HeadstockError
-from service.commands import adapters, backbones, bench, data, jobs, runs, search, serving, worker
+from service.commands import (
+    adapters,
+    backbones,
+    bench,
+    data,
+    jobs,
+    keys,
+    runs,
+    search,
+    serving,
+    worker,
+)
 
 app = typer.Typer(
     help="One frozen backbone, every task: train, keep and serve LoRA adapters with task heads.",
@@ -30,6 +41,7 @@ app.add_typer(backbones.app, name="backbone")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")
 
 

@@ -19,6 +19,8 @@ STATUS = {
     "invalid_data": 400,
     "invalid_bundle": 400,
     "unsupported_backbone": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
     "not_found": 404,
     "conflict": 409,
     "backbone_mismatch": 409,
@@ -44,6 +46,8 @@ def status_of(error: HeadstockError) -> int:
 
 def error_response(error: HeadstockError, **more: Any) -> JSONResponse:
     headers = {"Retry-After": "1"} if error.code in RETRIED else None
+    if error.code == "unauthorized":
+        headers = {"WWW-Authenticate": "Bearer"}
     return JSONResponse({"error": error_body(error), **more}, status_of(error), headers)
 
 

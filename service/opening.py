@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from adapters.registry.blobs import BlobStore
 from adapters.registry.database import Database
 from adapters.registry.registry import Registry
+from service.access.keys import Keys
 from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
 from service.jobs.queue import JobQueue
@@ -21,6 +22,7 @@ class State:
     queue: JobQueue
     files: Files
     objects: ObjectStore
+    keys: Keys
 
 
 def open_state(settings: Settings) -> State:
@@ -33,7 +35,13 @@ def open_state(settings: Settings) -> State:
     database = Database(settings.resolved_database_url())
     blobs = BlobStore(settings.resolved_blob_url(), settings.bundle_cache())
     objects = ObjectStore(settings.resolved_blob_url())
-    return State(Registry(database, blobs), JobQueue(database), Files(database, objects), objects)
+    return State(
+        Registry(database, blobs),
+        JobQueue(database),
+        Files(database, objects),
+        objects,
+        Keys(database),
+    )
 
 
 def open_registry(settings: Settings) -> Registry:

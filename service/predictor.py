@@ -14,7 +14,6 @@ from pydantic import BaseModel, ValidationError
 
 from adapters.backbone import BackboneSpec
 from adapters.errors import BackboneMismatch, HeadstockError, InvalidRequest, PredictionFailed
-from adapters.reference import parse_reference
 from adapters.registry.records import Version
 from adapters.registry.registry import Registry
 from adapters.runtime.rows import Row, RowResult
@@ -24,10 +23,12 @@ from adapters.tasks.room import row_room
 from adapters.text_stream import StreamText
 from adapters.tokenizer import Tokenizer
 from adapters.validation import first_problem, shown
+from service.access.callers import Caller
 from service.generations import Generation, Generations
 from service.protocols.native import PredictItem
 
 logger = logging.getLogger(__name__)
+_ANYONE = Caller()
 _MAX_TASKS = 4096
 # The fields that a request may be made of alone, and so be written as a bare string.
 _TEXT_FIELDS = ("text", "source", "prompt")
@@ -65,18 +66,22 @@ class Predictor:
         self._tasks: dict[str, AnyTask] = {}
 
     def prepare(
-        self, items: Sequence[PredictItem], deadline: float | None = None
+        self,
+        items: Sequence[PredictItem],
+        deadline: float | None = None,
+        caller: Caller = _ANYONE,
     ) -> list[Prepared | HeadstockError]:
         """Return each item's rows, or what is wrong with it; nobody else's fault touches an item.
 
         Args:
             deadline: `Row.deadline` of all rows.
+            caller: whose adapters bare names mean.
         """
         generation = self._generations.current()
         prepared: list[Prepared | HeadstockError] = []
         for item in items:
             try:
-                prepared.append(self._prepare(item, generation, deadline))
+                prepared.append(self._prepare(item, generation, deadline, caller))
             except HeadstockError as error:
                 prepared.append(error)
         return prepared
@@ -116,13 +121,15 @@ class Predictor:
                 again[i] = error
         return again
 
-    def prepare_stream(self, item: PredictItem, deadline: float | None = None) -> Prepared:
+    def prepare_stream(
+        self, item: PredictItem, deadline: float | None = None, caller: Caller = _ANYONE
+    ) -> Prepared:
         """Return an item of one row, to be handed over token by token.
 
         Raises:
             HeadstockError: what is wrong with it, such as a task that does not generate, or a text read in parts.
         """
-        (prepared,) = self.prepare([item], deadline)
+        (prepared,) = self.prepare([item], deadline, caller)
         if isinstance(prepared, HeadstockError):
             raise prepared
         generation = prepared.rows[0].generation
@@ -147,9 +154,9 @@ class Predictor:
         return StreamText(self._tokenizer.decode, generation.stop if generation else ())
 
     def _prepare(
-        self, item: PredictItem, generation: Generation, deadline: float | None
+        self, item: PredictItem, generation: Generation, deadline: float | None, caller: Caller
     ) -> Prepared:
-        version = self._resolve(item.adapter, generation)
+        version = self._resolve(item.adapter, caller, generation)
         task = self._task_of(version)
         request = _validate(task, "Request", _as_object(task, item.input), "input")
         parameters = _validate(task, "Parameters", item.parameters, "parameters")
@@ -172,8 +179,8 @@ class Predictor:
         ]
         return Prepared(version, task, request, parameters, parts, rows)
 
-    def _resolve_at(self, reference: str, generation: Generation) -> Version:
-        version = self._registry.resolve(parse_reference(reference))
+    def _resolve_at(self, reference: str, caller: Caller, generation: Generation) -> Version:
+        version = self._registry.resolve(caller.reference(reference))
         made_for = version.manifest.backbone
         if made_for.fingerprint != self._backbone.fingerprint:
             raise BackboneMismatch(

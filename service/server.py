@@ -21,6 +21,8 @@ from litserve.utils import WorkerSetupStatus
 from adapters.backbone import BackboneSpec, backbone_name, describe_backbone, find_backbone
 from adapters.errors import EnvironmentProblem, Unavailable
 from adapters.tokenizer import load_tokenizer
+from service.access.guard import Guard
+from service.access.keys import Keys
 from service.calls import EngineCalls
 from service.errors import add_error_handlers
 from service.inference import API_PATH, EngineApi
@@ -136,6 +138,7 @@ def build_server(settings: Settings) -> Server:
     """
     state = open_state(settings)
     registry = state.registry
+    _check_keys(settings, state.keys)
     folder = find_backbone(settings.backbone, settings.home)
     backbone = _describe(folder, backbone_name(settings.backbone))
     registry.add_backbone(backbone)
@@ -159,8 +162,19 @@ def build_server(settings: Settings) -> Server:
         jobs_router(state.queue, intake, settings, lambda: traffic.is_draining)
     )
     add_error_handlers(server.app)
+    if settings.needs_keys:
+        server.app.add_middleware(Guard, state.keys)
     server.app.add_middleware(Gatekeeper, settings.max_body_bytes, traffic)
     return server
+
+
+def _check_keys(settings: Settings, keys: Keys) -> None:
+    """Raise `EnvironmentProblem` if calls need a key and there is none."""
+    if settings.needs_keys and not keys.is_any():
+        raise EnvironmentProblem(
+            f"On '{settings.host}' calls need an API key, and there is none. Make one with 'headstock keys create "
+            "NAME --scopes admin', or set HEADSTOCK_ALLOW_NO_KEYS=true if something in front asks for keys."
+        )
 
 
 def _describe(folder: Path, name: str) -> BackboneSpec:

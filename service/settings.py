@@ -15,6 +15,8 @@ from adapters.packaged import DEFAULT_BACKBONE
 from adapters.validation import first_problem
 from service.jobs.orders import LauncherName
 
+LOOPBACK = "127.0.0.1"
+
 
 class Settings(BaseSettings):
     """One field a setting."""
@@ -104,6 +106,12 @@ class Settings(BaseSettings):
     max_active_jobs: int | None = Field(
         None, ge=1, description="Jobs that may wait or run at once; no bound if unset."
     )
+    require_keys: bool = Field(
+        False, description="Ask for API keys on loopback too; on other addresses they are."
+    )
+    allow_no_keys: bool = Field(
+        False, description="Serve other addresses than loopback without API keys."
+    )
     bundle_urls: str | None = Field(
         None, description="URLs under which bundles may be fetched from, with commas between; none."
     )
@@ -113,6 +121,10 @@ class Settings(BaseSettings):
     @classmethod
     def _expanded(cls, home: Path) -> Path:
         return home.expanduser()
+
+    @property
+    def needs_keys(self) -> bool:
+        return self.require_keys or (self.host != LOOPBACK and not self.allow_no_keys)
 
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'registry.db'}"

@@ -12,6 +12,7 @@ from adapters.registry.promotion import Rule, check_rule
 from adapters.registry.registry import Registry
 from adapters.tasks.catalog import task_class
 from adapters.validation import listed
+from service.access.callers import Caller
 from service.jobs.checking import check_order_data
 from service.jobs.files import Files
 from service.jobs.orders import JobOrder, JobPlan, LauncherName
@@ -47,7 +48,7 @@ class Intake:
         self._launchers = launchers
         self._default_launcher = default_launcher
 
-    async def plan(self, order: JobOrder, job: str, namespace: str) -> JobPlan:
+    async def plan(self, order: JobOrder, job: str, who: Caller) -> JobPlan:
         """Return what an order comes to.
 
         Raises:
@@ -56,14 +57,14 @@ class Intake:
             Conflict: its adapter's name is another task's.
         """
         launcher = self._check_resources(order)
-        spec, parent = await asyncio.to_thread(self._model, order.model, namespace)
+        spec, parent = await asyncio.to_thread(self._model, order.model, who)
         named = {
             "training_file": order.training_file,
             "validation_file": order.validation_file,
             "task.test_file": order.task.test_file,
         }
         urls = {
-            file: await asyncio.to_thread(self._url, param, file, namespace)
+            file: await asyncio.to_thread(self._url, param, file, who.namespace)
             for param, file in named.items()
             if file
         }
@@ -75,7 +76,7 @@ class Intake:
             error.param = _ORDER_FIELDS.get(error.param or "", error.param)
             raise
         adapter = order.adapter_name(job)
-        await asyncio.to_thread(self._check_name, adapter, report.task, spec, namespace)
+        await asyncio.to_thread(self._check_name, adapter, report.task, spec, who.namespace)
         if parent is not None:
             await asyncio.to_thread(self._check_parent, parent, report.task)
         return JobPlan(
@@ -101,17 +102,14 @@ class Intake:
             check_rule(Rule(gate.metric, gate.min_gain))
         return launcher
 
-    def _model(self, name: str, namespace: str) -> tuple[BackboneSpec, str | None]:
+    def _model(self, name: str, who: Caller) -> tuple[BackboneSpec, str | None]:
         """Return the backbone that a model's name means, and the version whose training goes on if it names one."""
         known = self._registry.list_backbones()
         found = [spec for spec in known if spec.name == name]
         if found:
             return found[0], None
         try:
-            reference = parse_reference(name)
-            if "/" not in name:
-                reference = Reference(reference.name, reference.alias, reference.version, namespace)
-            version = self._registry.resolve(reference)
+            version = self._registry.resolve(who.reference(name))
         except (InvalidRequest, NotFound) as error:
             raise NotFound(
                 f"No model '{name[:100]}'. Backbones here: {listed([spec.name for spec in known])}; or name an adapter "

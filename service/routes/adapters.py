@@ -19,6 +19,7 @@ from adapters.registry.notes import check_note
 from adapters.registry.records import Adapter, Alias, Version
 from adapters.registry.registry import Registry
 from adapters.validation import first_problem
+from service.access.callers import Who
 from service.archives import unpack
 from service.settings import Settings
 from service.sources import fetch_source
@@ -65,9 +66,11 @@ def adapters_router(registry: Registry, settings: Settings) -> APIRouter:
     most = settings.max_bundle_bytes
 
     @router.get("")
-    async def list_adapters(limit: Limit = 1000, after: str = "") -> dict[str, Any]:
+    async def list_adapters(who: Who, limit: Limit = 1000, after: str = "") -> dict[str, Any]:
         """List adapters by name, those behind ``after``."""
-        found = await asyncio.to_thread(registry.list_adapters, after=after, limit=limit + 1)
+        found = await asyncio.to_thread(
+            registry.list_adapters, who.namespace, after=after, limit=limit + 1
+        )
         return {
             "adapters": [adapter_body(adapter) for adapter in found[:limit]],
             "has_more": len(found) > limit,
@@ -76,6 +79,7 @@ def adapters_router(registry: Registry, settings: Settings) -> APIRouter:
     @router.post("", status_code=201)
     async def create_version(
         request: Request,
+        who: Who,
         name: str | None = None,
         note: str | None = None,
         backbone: str | None = None,
@@ -110,21 +114,22 @@ def adapters_router(registry: Registry, settings: Settings) -> APIRouter:
                 note=target.note,
                 tags=target.tags,
                 backbone=target.backbone,
+                namespace=who.namespace,
             )
         return version_body(version)
 
     @router.get("/{name}")
-    async def get_adapter(name: str) -> dict[str, Any]:
-        adapter = await asyncio.to_thread(registry.get_adapter, name)
-        return {**adapter_body(adapter), **await list_versions(name)}
+    async def get_adapter(name: str, who: Who) -> dict[str, Any]:
+        adapter = await asyncio.to_thread(registry.get_adapter, name, who.namespace)
+        return {**adapter_body(adapter), **await list_versions(name, who)}
 
     @router.get("/{name}/versions")
     async def list_versions(
-        name: str, limit: Limit = 100, before: Annotated[int | None, Query(ge=1)] = None
+        name: str, who: Who, limit: Limit = 100, before: Annotated[int | None, Query(ge=1)] = None
     ) -> dict[str, Any]:
         """List the newest versions, or the newest ``before`` a number; oldest of them first."""
         found = await asyncio.to_thread(
-            registry.list_versions, name, before=before, limit=limit + 1
+            registry.list_versions, name, who.namespace, before=before, limit=limit + 1
         )
         return {
             "versions": [version_body(each) for each in found[-limit:]],
@@ -132,27 +137,38 @@ def adapters_router(registry: Registry, settings: Settings) -> APIRouter:
         }
 
     @router.get("/{name}/versions/{number}")
-    async def get_version(name: str, number: Number) -> dict[str, Any]:
-        reference = Reference(name, version=number)
+    async def get_version(name: str, number: Number, who: Who) -> dict[str, Any]:
+        reference = Reference(name, version=number, namespace=who.namespace)
         return version_body(await asyncio.to_thread(registry.resolve, reference))
 
     @router.patch("/{name}/versions/{number}")
-    async def annotate(name: str, number: Number, body: NotesBody) -> dict[str, Any]:
+    async def annotate(name: str, number: Number, body: NotesBody, who: Who) -> dict[str, Any]:
         """Replace a version's note or tags; what is left out stays."""
         return version_body(
-            await asyncio.to_thread(registry.annotate, name, number, note=body.note, tags=body.tags)
+            await asyncio.to_thread(
+                registry.annotate,
+                name,
+                number,
+                note=body.note,
+                tags=body.tags,
+                namespace=who.namespace,
+            )
         )
 
     @router.delete("/{name}/versions/{number}")
-    async def delete_version(name: str, number: Number, force: bool = False) -> dict[str, Any]:
+    async def delete_version(
+        name: str, number: Number, who: Who, force: bool = False
+    ) -> dict[str, Any]:
         """Delete a version; ``force`` takes away the aliases that point at it. Requests in flight finish."""
-        await asyncio.to_thread(registry.delete_version, name, number, force=force)
+        await asyncio.to_thread(
+            registry.delete_version, name, number, force=force, namespace=who.namespace
+        )
         return {"name": name, "version": number, "deleted": True}
 
     @router.delete("/{name}")
-    async def delete_adapter(name: str, force: bool = False) -> dict[str, Any]:
+    async def delete_adapter(name: str, who: Who, force: bool = False) -> dict[str, Any]:
         """Delete all versions of an adapter; ``force`` takes away its aliases."""
-        await asyncio.to_thread(registry.delete_adapter, name, force=force)
+        await asyncio.to_thread(registry.delete_adapter, name, force=force, namespace=who.namespace)
         return {"name": name, "deleted": True}
 
     return router

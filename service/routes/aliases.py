@@ -14,6 +14,7 @@ from adapters.errors import InvalidRequest
 from adapters.registry.promotion import Promotion, Rule
 from adapters.registry.records import Alias
 from adapters.registry.registry import Registry
+from service.access.callers import Who
 from service.routes.adapters import MAX_VERSION, alias_body
 
 IfMatch = Annotated[str | None, Header()]
@@ -42,44 +43,61 @@ def aliases_router(registry: Registry) -> APIRouter:
     router = APIRouter(prefix="/v1/adapters/{name}/aliases/{alias}", tags=["adapters"])
 
     @router.get("")
-    async def get_alias(name: str, alias: str) -> JSONResponse:
+    async def get_alias(name: str, alias: str, who: Who) -> JSONResponse:
         """Tell where an alias points, and where it did."""
-        found = await asyncio.to_thread(registry.get_alias, name, alias)
-        moves = await asyncio.to_thread(registry.list_moves, name, alias)
+        found = await asyncio.to_thread(registry.get_alias, name, alias, who.namespace)
+        moves = await asyncio.to_thread(registry.list_moves, name, alias, who.namespace)
         history = [{**asdict(move), "moved_at": move.moved_at.isoformat()} for move in moves]
         return _tagged(found, history=history)
 
     @router.put("")
     async def set_alias(
-        name: str, alias: str, body: AliasBody, if_match: IfMatch = None
+        name: str, alias: str, body: AliasBody, who: Who, if_match: IfMatch = None
     ) -> JSONResponse:
         """Point an alias at a version; with ``If-Match``, only if nobody moved it meanwhile."""
         revision = _revision(if_match)
         if body.promote_if is None:
             return _tagged(
                 await asyncio.to_thread(
-                    registry.set_alias, name, alias, body.version, if_revision=revision
+                    registry.set_alias,
+                    name,
+                    alias,
+                    body.version,
+                    if_revision=revision,
+                    namespace=who.namespace,
                 )
             )
         rule = body.promote_if.rule()
         done = await asyncio.to_thread(
-            registry.promote, name, alias, body.version, rule, if_revision=revision
+            registry.promote,
+            name,
+            alias,
+            body.version,
+            rule,
+            if_revision=revision,
+            namespace=who.namespace,
         )
         return _promoted(done)
 
     @router.post("/rollback")
-    async def roll_back(name: str, alias: str, if_match: IfMatch = None) -> JSONResponse:
+    async def roll_back(name: str, alias: str, who: Who, if_match: IfMatch = None) -> JSONResponse:
         """Point an alias back at the version before; once more goes one further back."""
         revision = _revision(if_match)
         return _tagged(
-            await asyncio.to_thread(registry.roll_back, name, alias, if_revision=revision)
+            await asyncio.to_thread(
+                registry.roll_back, name, alias, if_revision=revision, namespace=who.namespace
+            )
         )
 
     @router.delete("")
-    async def remove_alias(name: str, alias: str, if_match: IfMatch = None) -> dict[str, Any]:
+    async def remove_alias(
+        name: str, alias: str, who: Who, if_match: IfMatch = None
+    ) -> dict[str, Any]:
         """Take an alias away; its history stays, and a rollback does not reach behind this."""
         revision = _revision(if_match)
-        await asyncio.to_thread(registry.remove_alias, name, alias, if_revision=revision)
+        await asyncio.to_thread(
+            registry.remove_alias, name, alias, if_revision=revision, namespace=who.namespace
+        )
         return {"name": alias, "deleted": True}
 
     return router

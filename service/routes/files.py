@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from adapters.errors import InvalidRequest
+from service.access.callers import Who
 from service.jobs.checking import check_upload
 from service.jobs.files import Files, plain_name
 from service.protocols.fine_tuning import file_body, page
@@ -26,7 +27,7 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
     router = APIRouter(prefix="/v1/files", tags=["files"])
 
     @router.post("")
-    async def create_file(request: Request) -> dict[str, Any]:
+    async def create_file(request: Request, who: Who) -> dict[str, Any]:
         """Store the file of examples in a form's ``file``; bad lines refuse it, and are named."""
         with tempfile.TemporaryDirectory(prefix="headstock-file-") as scratch:
             received = Path(scratch) / "received"
@@ -42,27 +43,29 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
             name = plain_name(fields.get("filename", ""))
             path = received.rename(Path(scratch) / name)
             report = await check_upload(path)
-            stored = await asyncio.to_thread(files.create, path, name, purpose, report)
+            stored = await asyncio.to_thread(
+                files.create, path, name, purpose, report, who.namespace
+            )
         return file_body(stored)
 
     @router.get("")
     async def list_files(
-        after: str | None = None, limit: Limit = 100, purpose: str | None = None
+        who: Who, after: str | None = None, limit: Limit = 100, purpose: str | None = None
     ) -> dict[str, Any]:
         found = await asyncio.to_thread(
-            files.list_files, after=after, limit=limit + 1, purpose=purpose
+            files.list_files, after=after, limit=limit + 1, purpose=purpose, namespace=who.namespace
         )
         return page([file_body(file) for file in found[:limit]], has_more=len(found) > limit)
 
     @router.get("/{file}")
-    async def get_file(file: str) -> dict[str, Any]:
-        return file_body(await asyncio.to_thread(files.get, file))
+    async def get_file(file: str, who: Who) -> dict[str, Any]:
+        return file_body(await asyncio.to_thread(files.get, file, who.namespace))
 
     @router.get("/{file}/content")
-    async def get_content(file: str) -> FileResponse:
-        stored = await asyncio.to_thread(files.get, file)
+    async def get_content(file: str, who: Who) -> FileResponse:
+        stored = await asyncio.to_thread(files.get, file, who.namespace)
         scratch = tempfile.TemporaryDirectory(prefix="headstock-file-")
-        path = await asyncio.to_thread(files.fetch, file, Path(scratch.name))
+        path = await asyncio.to_thread(files.fetch, file, Path(scratch.name), who.namespace)
         return FileResponse(
             path,
             media_type="application/octet-stream",
@@ -71,8 +74,8 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
         )
 
     @router.delete("/{file}")
-    async def delete_file(file: str) -> dict[str, Any]:
-        await asyncio.to_thread(files.delete, file)
+    async def delete_file(file: str, who: Who) -> dict[str, Any]:
+        await asyncio.to_thread(files.delete, file, who.namespace)
         return {"id": file, "object": "file", "deleted": True}
 
     return router

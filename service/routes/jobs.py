@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from adapters.errors import InvalidRequest
-from adapters.reference import DEFAULT_NAMESPACE
+from service.access.callers import Who
 from service.jobs.intake import Intake
 from service.jobs.orders import JobOrder
 from service.jobs.queue import JobQueue, new_job_id
@@ -38,15 +38,18 @@ def jobs_router(
     router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
     @router.post("")
-    async def create_job(order: JobOrder, idempotency_key: IdempotencyKey = None) -> dict[str, Any]:
+    async def create_job(
+        order: JobOrder, who: Who, idempotency_key: IdempotencyKey = None
+    ) -> dict[str, Any]:
         """Order an adapter; what can't be done is refused now. The same Idempotency-Key gives the same job."""
         job = new_job_id()
-        plan = await intake.plan(order, job, DEFAULT_NAMESPACE)
+        plan = await intake.plan(order, job, who)
         made = await asyncio.to_thread(
             queue.submit,
             order,
             plan,
             job=job,
+            namespace=who.namespace,
             idempotency_key=idempotency_key,
             most_active=settings.max_active_jobs,
         )
@@ -54,7 +57,7 @@ def jobs_router(
 
     @router.get("")
     async def list_jobs(
-        request: Request, after: str | None = None, limit: Limit = 20
+        request: Request, who: Who, after: str | None = None, limit: Limit = 20
     ) -> dict[str, Any]:
         """List jobs, newest first; ``metadata[key]=value`` picks those that have it."""
         metadata = {
@@ -63,41 +66,46 @@ def jobs_router(
             if name.startswith("metadata[") and name.endswith("]")
         }
         found = await asyncio.to_thread(
-            queue.list_jobs, after=after, limit=limit + 1, metadata=metadata
+            queue.list_jobs,
+            after=after,
+            limit=limit + 1,
+            metadata=metadata,
+            namespace=who.namespace,
         )
         return page([job_body(job) for job in found[:limit]], has_more=len(found) > limit)
 
     @router.get("/{job}")
-    async def get_job(job: str) -> dict[str, Any]:
-        return job_body(await asyncio.to_thread(queue.get, job))
+    async def get_job(job: str, who: Who) -> dict[str, Any]:
+        return job_body(await asyncio.to_thread(queue.get, job, who.namespace))
 
     @router.post("/{job}/cancel")
-    async def cancel_job(job: str) -> dict[str, Any]:
-        return job_body(await asyncio.to_thread(queue.cancel, job))
+    async def cancel_job(job: str, who: Who) -> dict[str, Any]:
+        return job_body(await asyncio.to_thread(queue.cancel, job, who.namespace))
 
     @router.post("/{job}/pause")
-    async def pause_job(job: str) -> dict[str, Any]:
-        return job_body(await asyncio.to_thread(queue.pause, job))
+    async def pause_job(job: str, who: Who) -> dict[str, Any]:
+        return job_body(await asyncio.to_thread(queue.pause, job, who.namespace))
 
     @router.post("/{job}/resume")
-    async def resume_job(job: str) -> dict[str, Any]:
-        return job_body(await asyncio.to_thread(queue.resume, job))
+    async def resume_job(job: str, who: Who) -> dict[str, Any]:
+        return job_body(await asyncio.to_thread(queue.resume, job, who.namespace))
 
     @router.get("/{job}/checkpoints")
-    async def list_checkpoints(job: str) -> dict[str, Any]:
-        found = await asyncio.to_thread(queue.get, job)
+    async def list_checkpoints(job: str, who: Who) -> dict[str, Any]:
+        found = await asyncio.to_thread(queue.get, job, who.namespace)
         return page(checkpoint_bodies(found), has_more=False)
 
     @router.get("/{job}/events", response_model=None)
     async def list_events(
         job: str,
+        who: Who,
         after: str | None = None,
         limit: Limit = 20,
         stream: bool = False,
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> JSONResponse | StreamingResponse:
         """List events, newest first; with ``stream=true`` send them as they come, until the job has ended."""
-        await asyncio.to_thread(queue.get, job)
+        await asyncio.to_thread(queue.get, job, who.namespace)
         if stream:
             begin = _number(last_event_id or after or "0", "Last-Event-ID")
             return StreamingResponse(
@@ -124,7 +132,7 @@ async def _events(
     """Yield a job's events behind a number as server-sent events, until it has ended and all are told."""
     while not is_draining():
         # First: what is told between the two looks comes with the next one.
-        has_ended = (await asyncio.to_thread(queue.get, job)).status in ENDED
+        has_ended = (await asyncio.to_thread(queue.get, job, None)).status in ENDED
         events = await asyncio.to_thread(queue.list_events, job, after=after, limit=_EVENTS_A_LOOK)
         for event in events:
             after = event.number

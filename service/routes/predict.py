@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from adapters.errors import HeadstockError, Unavailable
+from service.access.callers import Who
 from service.calls import EngineCalls
 from service.events import EventStream, prediction_events
 from service.predictor import Predictor, Prepared, rows_of, with_earlier_usage
@@ -27,15 +29,16 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
     router = APIRouter(prefix="/v1", tags=["predict"])
 
     @router.post("/predict")
-    async def predict(body: native.PredictBody, request: Request) -> Response:
+    async def predict(body: native.PredictBody, request: Request, who: Who) -> Response:
         """Answer one or many inputs, of one or many adapters, in order; or stream one generated answer."""
         calls.check_open()
         items = native.items_of(body, settings.max_rows_per_call)
         seconds = body.timeout_seconds or settings.request_timeout_seconds
         deadline = time.monotonic() + seconds
         if body.stream:
-            return await _stream(predictor, calls, request, items[0], deadline)
-        prepared = await asyncio.to_thread(predictor.prepare, items, deadline)
+            prepare = functools.partial(predictor.prepare_stream, items[0], deadline, who)
+            return await _stream(predictor, calls, request, prepare)
+        prepared = await asyncio.to_thread(predictor.prepare, items, deadline, who)
         rows = rows_of(prepared)
         native.check_rows(len(rows), len(items), settings.max_rows_per_call)
         return native.answer(await _answers(predictor, calls, request, prepared))
@@ -70,11 +73,10 @@ async def _stream(
     predictor: Predictor,
     calls: EngineCalls,
     request: Request,
-    item: native.PredictItem,
-    deadline: float,
+    prepare: Callable[[], Prepared],
 ) -> Response:
     """Return the events of one generated answer, or raise what is wrong before there is any."""
-    prepared = await asyncio.to_thread(predictor.prepare_stream, item, deadline)
+    prepared = await asyncio.to_thread(prepare)
     call = calls.open(prepared.rows)
     try:
         first = await unless_gone(request, call.next())

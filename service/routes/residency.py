@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from adapters.reference import Reference
 from adapters.registry.registry import Registry
+from service.access.callers import Caller, Who
 from service.calls import EngineCalls
 from service.routes.adapters import Number
 
@@ -16,8 +17,12 @@ from service.routes.adapters import Number
 def residency_router(registry: Registry, calls: EngineCalls) -> APIRouter:
     router = APIRouter(prefix="/v1/adapters/{name}/versions/{number}", tags=["adapters"])
 
-    async def hold(name: str, number: int, how: Literal["warm", "pin", "unpin"]) -> dict[str, Any]:
-        version = await asyncio.to_thread(registry.resolve, Reference(name, version=number))
+    async def hold(
+        name: str, number: int, who: Caller, how: Literal["warm", "pin", "unpin"]
+    ) -> dict[str, Any]:
+        version = await asyncio.to_thread(
+            registry.resolve, Reference(name, version=number, namespace=who.namespace)
+        )
         stats = await calls.hold(version.digest, how)
         return {
             "name": version.name,
@@ -27,18 +32,18 @@ def residency_router(registry: Registry, calls: EngineCalls) -> APIRouter:
         }
 
     @router.post("/warm", status_code=202)
-    async def warm(name: str, number: Number) -> dict[str, Any]:
+    async def warm(name: str, number: Number, who: Who) -> dict[str, Any]:
         """Have a version read into memory before the first request for it."""
-        return await hold(name, number, "warm")
+        return await hold(name, number, who, "warm")
 
     @router.post("/pin", status_code=202)
-    async def pin(name: str, number: Number) -> dict[str, Any]:
+    async def pin(name: str, number: Number, who: Who) -> dict[str, Any]:
         """Keep a version on the device although nobody asks for it, until it is unpinned or the engine restarts."""
-        return await hold(name, number, "pin")
+        return await hold(name, number, who, "pin")
 
     @router.delete("/pin")
-    async def unpin(name: str, number: Number) -> dict[str, Any]:
+    async def unpin(name: str, number: Number, who: Who) -> dict[str, Any]:
         """Let a pinned version go when others need its place."""
-        return await hold(name, number, "unpin")
+        return await hold(name, number, who, "unpin")
 
     return router

@@ -33,7 +33,9 @@ def assert_one_line(done, *parts):
         assert part in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["serve"], ["adapters"], ["backbone"], ["jobs"], ["worker"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["serve"], ["adapters"], ["backbone"], ["jobs"], ["worker"]]
+)
 def test_help_imports_nothing_heavy(command):
     code = (
         "import sys; from typer.testing import CliRunner; from service.cli import app;"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import get_scheduler
 
@@ -177,6 +178,14 @@ def test_auto_looks_at_the_rows_and_the_backbone(num_rows, hidden_size, epochs, 
     given = FitSettings(epochs=2, learning_rate=0.5, batch_tokens=99)
     plan = plan_fit(given, [Labelled([1] * 12, [0])] * num_rows, hidden_size)
     assert (plan.epochs, plan.batch_tokens, plan.learning_rate) == (2, 99, 0.5)
+
+
+def test_rows_a_batch_and_a_factor_of_the_rate_are_heeded():
+    rows = [Labelled([1] * length, [0]) for length in (10, 20, 30)]
+    plan = plan_fit(FitSettings(batch_rows=8, rate_factor=0.5, learning_rate=0.2), rows, 576)
+    assert (plan.batch_tokens, plan.learning_rate) == (160, 0.1)
+    with pytest.raises(ValidationError, match=r"batch_tokens or fit\.batch_rows"):
+        FitSettings(batch_rows=8, batch_tokens=64)
 
 
 def test_one_process_has_all_rows(decoder_spec):

@@ -3,6 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where to find a CPU build of torch, if pip would otherwise bring CUDA; empty: pip's own choice.
 TORCH_INDEX_URL ?=
+# Processes of the tests; each computes with one thread.
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
@@ -35,7 +37,7 @@ demo: setup
 
 test: setup
 	@echo "Running the tests ..."
-	@$(BIN)/python -m pytest --ignore=tests/backends
+	@$(BIN)/python -m pytest --ignore=tests/backends -n $(WORKERS) --dist loadfile
 
 test-backends: setup
 	@echo "Installing the backends' clients ..."

@@ -24,6 +24,8 @@ _SHARED = (
     "blob_url",
     "run_threads",
     "job_timeout_seconds",
+    "job_days",
+    "file_days",
     "backbone",
 )
 

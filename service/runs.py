@@ -37,9 +37,19 @@ _POLL_SECONDS = 0.2
 
 
 def execute_run(
-    config: RunConfig, out: Path, home: Path, on_event: Callable[[Event], None]
+    config: RunConfig,
+    out: Path,
+    home: Path,
+    on_event: Callable[[Event], None],
+    *,
+    niceness: int = 0,
+    threads: int | None = None,
 ) -> RunResult:
     """Run a config as ``python -m training`` in a process of its own, and return its result.
+
+    Args:
+        niceness: added to this process's own.
+        threads: of the CPU; None leaves it to torch.
 
     Raises:
         InvalidData: the run found the config or the data at fault; the message is the run's own.
@@ -50,6 +60,7 @@ def execute_run(
     request = out / f"requested-{CONFIG_NAME}"
     request.write_text(config.model_dump_json(indent=2) + "\n")
     command = [
+        *("nice", "-n", str(niceness)),
         sys.executable,
         "-m",
         "training",
@@ -60,8 +71,9 @@ def execute_run(
         str(home),
     ]
     log_path = out / "log.txt"
+    environment = quiet_environment({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     with log_path.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=quiet_environment())
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             failure = ""
             for event in follow(out / EVENTS_NAME, process):

@@ -27,6 +27,7 @@ from service.calls import EngineCalls
 from service.errors import add_error_handlers
 from service.inference import API_PATH, EngineApi
 from service.job_workers import JobWorkers
+from service.jobs.estimates import Estimates
 from service.jobs.intake import Intake
 from service.launchers.catalog import set_up_launchers
 from service.lifeline import live_and_die_with_parent
@@ -158,8 +159,9 @@ def build_server(settings: Settings) -> Server:
     server.app.include_router(files_router(state.files, settings))
     launchers = set_up_launchers(settings)
     intake = Intake(registry, state.files, launchers, settings.job_launcher)
+    estimates = Estimates(registry, state.files, state.objects, settings.home, settings.run_threads)
     server.app.include_router(
-        jobs_router(state.queue, intake, settings, lambda: traffic.is_draining)
+        jobs_router(state.queue, intake, estimates, settings, lambda: traffic.is_draining)
     )
     add_error_handlers(server.app)
     if settings.needs_keys:

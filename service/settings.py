@@ -106,6 +106,12 @@ class Settings(BaseSettings):
     max_active_jobs: int | None = Field(
         None, ge=1, description="Jobs that may wait or run at once; no bound if unset."
     )
+    job_days: float | None = Field(
+        90, gt=0, description="Days that records, logs and reports of ended jobs are kept."
+    )
+    file_days: float | None = Field(
+        None, gt=0, description="Days that files of examples are kept; for ever if unset."
+    )
     require_keys: bool = Field(
         False, description="Ask for API keys on loopback too; on other addresses they are."
     )

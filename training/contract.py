@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from adapters.dtype import DtypeName
 from adapters.packaged import DEFAULT_BACKBONE
 from adapters.tasks.base import Strict
+from adapters.tensors import canonical_digest
 from training.findings import Report
 
 CONFIG_NAME = "run.json"
@@ -215,6 +216,10 @@ class RunConfig(Strict):
                 f"fit.weight_decay '{self.fit.weight_decay}' would shrink the frozen half of a 'pissa' start; use 0"
             )
         return self
+
+    def digest(self) -> str:
+        """Return what an estimate and the run it is for have in common."""
+        return canonical_digest(self.model_dump(mode="json", exclude={"action"}))
 
 
 class EventKind(StrEnum):

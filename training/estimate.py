@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from adapters.tasks.base import Labelled
-from adapters.tensors import canonical_digest
 from training.contract import ESTIMATE_NAME, UNTRAINED_NAME, Band, Estimate, RunConfig
 from training.data import Example
 from training.evaluation import predict
@@ -40,7 +39,7 @@ def estimate_run(setup: Setup, out: Path, start_seconds: float) -> Estimate:
     trainee.release()
     seconds["test"] = _time_answers(setup, out)
     estimate = Estimate(
-        config_digest=config_digest(setup.config),
+        config_digest=setup.config.digest(),
         seconds=seconds,
         peak_bytes=_peak_band(setup.backbone.device),
         num_steps=math.ceil(len(batches) / setup.config.fit.accumulation),
@@ -125,18 +124,13 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def config_digest(config: RunConfig) -> str:
-    """Return what an estimate and the run it is for have in common."""
-    return canonical_digest(config.model_dump(mode="json", exclude={"action"}))
-
-
 def find_estimate(out: Path, config: RunConfig) -> Estimate | None:
     """Return what a dry run of this very config said in this folder, if there was one."""
     path = out / ESTIMATE_NAME
     if not path.is_file():
         return None
     estimate = Estimate.model_validate_json(path.read_text())
-    return estimate if estimate.config_digest == config_digest(config) else None
+    return estimate if estimate.config_digest == config.digest() else None
 
 
 def _num_tokens(batch: Sequence[Labelled]) -> int:

@@ -10,6 +10,7 @@ def worker(home: Home = None) -> None:
     import logging
     import signal
 
+    from service.jobs.retention import Retention
     from service.jobs.worker import Worker, Workplace
     from service.launchers.catalog import set_up_launchers
     from service.lifeline import stop_with_parent
@@ -27,6 +28,7 @@ def worker(home: Home = None) -> None:
         settings.home,
         threads=settings.run_threads,
         timeout_seconds=settings.job_timeout_seconds,
+        retention=Retention(settings.job_days, settings.file_days),
     )
     made = Worker(place)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -196,6 +196,7 @@ class Attempt:
         model, told = register_result(self._place.registry, self._job, self._folder.bundle)
         self._folder.store_report()
         self._place.queue.succeed(self._job.id, self._job.attempt, result, model, told)
+        self._folder.tidy()
 
     def _told_failure(self) -> None:
         """End the job for the reason that its run gave; without one, for the last line of its log."""

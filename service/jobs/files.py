@@ -121,6 +121,12 @@ class Files:
             session.delete(row)
         self._objects.remove(_key(row))
 
+    def sent_before(self, moment: datetime) -> list[tuple[str, str]]:
+        """Return ids and namespaces of the files that were sent before a moment."""
+        with self._database.read() as session:
+            query = select(FileTable.id, FileTable.namespace).where(FileTable.created_at < moment)
+            return [(row.id, row.namespace) for row in session.execute(query)]
+
     def url(self, file: str, namespace: str = DEFAULT_NAMESPACE) -> str:
         """Return where a file's bytes are; the name ends as the file's does.
 

@@ -125,6 +125,11 @@ class JobOrder(Strict):
             raise ValueError("name files as training_file, validation_file and task.test_file")
         return task
 
+    def files(self) -> list[str]:
+        """Return the ids of all files that the order names, each once."""
+        named = (self.training_file, self.validation_file, self.task.test_file)
+        return list(dict.fromkeys(file for file in named if file))
+
     @property
     def chosen(self) -> Hyperparameters:
         return self.hyperparameters or self.method.supervised.hyperparameters

@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from adapters.errors import Conflict, NotFound, Overloaded
@@ -278,6 +279,17 @@ class JobQueue:
                     level="warn" if is_failure else "info",
                 )
             return job_of(row)
+
+    def forget(self, before: datetime) -> list[str]:
+        """Remove jobs that ended before a moment, with their events; returns their ids."""
+        with self._database.write() as session:
+            old = select(JobTable.id).where(
+                JobTable.status.in_(ENDED), JobTable.finished_at < before
+            )
+            ids = list(session.scalars(old))
+            session.execute(delete(JobEventTable).where(JobEventTable.job.in_(ids)))
+            session.execute(delete(JobTable).where(JobTable.id.in_(ids)))
+            return ids
 
     @contextmanager
     def _changed(self, job: str, namespace: str | None) -> Iterator[tuple[Session, JobTable]]:

@@ -10,21 +10,31 @@ from typing import TYPE_CHECKING, Any
 from adapters.errors import RunFailed
 from adapters.packaged import PACKAGED
 from adapters.reference import parse_reference
+from adapters.registry.registry import Registry
+from service.jobs.orders import JobOrder, JobPlan
 from service.jobs.records import Job
 from service.launchers.base import RunOrder
 from training.contract import (
     BUNDLE_NAME,
     CHECKPOINT_NAME,
     CONFIG_NAME,
+    ESTIMATE_NAME,
     EVENTS_NAME,
     PAGE_NAME,
     RESULT_NAME,
+    UNTRAINED_NAME,
+    RunConfig,
 )
 
 if TYPE_CHECKING:
     from service.jobs.worker import Workplace
 
 ASKED_NAME = f"requested-{CONFIG_NAME}"
+
+
+def estimate_key(config: RunConfig) -> str:
+    """Return where what was expected of a run is kept."""
+    return f"estimates/{config.digest()}.json"
 
 
 class RunFolder:
@@ -50,16 +60,15 @@ class RunFolder:
         data = self._root / "data"
         data.mkdir(parents=True, exist_ok=True)
         order = job.order
-        ids = {order.training_file, order.validation_file, order.task.test_file} - {None}
-        files = {str(f): str(place.files.fetch(str(f), data, job.namespace)) for f in ids}
-        parent = self._parent()
-        backbone = self._backbone()
-        config = order.run_config(files, backbone, job.plan.task, str(parent) if parent else None)
+        files = {f: self._file(f, data) for f in order.files()}
+        config = config_of(place.registry, order, job.plan, files)
         (self._root / ASKED_NAME).write_text(config.model_dump_json(indent=2) + "\n")
+        place.objects.get(estimate_key(config), self._root / ESTIMATE_NAME)
         if place.registry.is_shared and not self._checkpoint.is_file():
             place.objects.get(self._key(CHECKPOINT_NAME), self._checkpoint)
         asked = order.resources
-        reads = tuple(Path(each) for each in (backbone, parent) if each and Path(each).is_dir())
+        named = (config.backbone, config.parent)
+        reads = tuple(Path(each) for each in named if each and Path(each).is_dir())
         return RunOrder(
             job=job.id,
             attempt=job.attempt,
@@ -100,20 +109,42 @@ class RunFolder:
             if path.is_file():
                 self._place.objects.put(path, self._key(path.name))
 
+    def tidy(self) -> None:
+        """Remove what an ended job needs no more: its checkpoint, and copies of what is kept elsewhere."""
+        self._checkpoint.unlink(missing_ok=True)
+        self._place.objects.remove(self._key(CHECKPOINT_NAME))
+        for name in ("data", BUNDLE_NAME, UNTRAINED_NAME):
+            shutil.rmtree(self._root / name, ignore_errors=True)
+
     def remove(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
         self._place.objects.remove(f"jobs/{self._job.id}")
 
+    def _file(self, file: str, data: Path) -> str:
+        """Return where the run finds a file: where it is kept, or a copy for a run that can't reach that."""
+        if self._job.plan.launcher == "process":
+            return self._place.files.url(file, self._job.namespace)
+        return str(self._place.files.fetch(file, data, self._job.namespace))
+
     def _key(self, name: str) -> str:
         return f"jobs/{self._job.id}/{name}"
 
-    def _parent(self) -> Path | None:
-        if self._job.plan.parent is None:
-            return None
-        version = self._place.registry.resolve(parse_reference(self._job.plan.parent))
-        return self._place.registry.fetch(version)
 
-    def _backbone(self) -> str:
-        """Return a source that a run takes: a packaged name, or else the folder that the registry knows."""
-        spec = self._place.registry.get_backbone(self._job.plan.backbone)
-        return spec.name if spec.name in PACKAGED else spec.folder
+def config_of(
+    registry: Registry, order: JobOrder, plan: JobPlan, files: dict[str, str]
+) -> RunConfig:
+    """Return what a run of an order is told.
+
+    Args:
+        files: where the order's files are, by their ids.
+
+    Raises:
+        NotFound, BackboneMismatch: the parent or the backbone is gone since the order was checked.
+    """
+    spec = registry.get_backbone(plan.backbone)
+    # A packaged one is prepared by the run, on whatever machine it is; else the folder that the registry knows.
+    backbone = spec.name if spec.name in PACKAGED else spec.folder
+    parent = None
+    if plan.parent is not None:
+        parent = str(registry.fetch(registry.resolve(parse_reference(plan.parent))))
+    return order.run_config(files, backbone, plan.task, parent)

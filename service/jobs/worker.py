@@ -18,10 +18,12 @@ from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
 from service.jobs.queue import JobQueue, LostJob
 from service.jobs.records import Job
+from service.jobs.retention import Retention
 from service.launchers.base import Launcher
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
+_COLLECT_SECONDS = 3600.0
 LEASE_SECONDS = 20.0  # without a beat, a job's worker is taken for dead
 
 
@@ -43,6 +45,7 @@ class Workplace:
     home: Path
     threads: int = 1
     timeout_seconds: float | None = None
+    retention: Retention = Retention()
 
 
 class Worker:
@@ -60,6 +63,7 @@ class Worker:
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
         self._stopping = threading.Event()
+        self._collected_at: float | None = None
         # When a running job's count was last seen to change, by this process's own clock: clocks on walls jump.
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}
 
@@ -70,6 +74,7 @@ class Worker:
     def run(self) -> None:
         while not self._stopping.is_set():
             try:
+                self._collect()
                 job = self._next()
             except Unavailable as error:
                 logger.warning("%s", error.message)
@@ -81,6 +86,13 @@ class Worker:
 
     def _next(self) -> Job | None:
         return self._abandoned() or self._place.queue.claim(self.name)
+
+    def _collect(self) -> None:
+        """Remove what is too old, now and then."""
+        if self._collected_at is None or time.monotonic() - self._collected_at > _COLLECT_SECONDS:
+            self._collected_at = time.monotonic()
+            place = self._place
+            place.retention.collect(place.queue, place.files, place.objects, place.home)
 
     def _abandoned(self) -> Job | None:
         """Take over a running job whose worker has not counted for a lease; of this machine's dead ones at once."""

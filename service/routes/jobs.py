@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from adapters.errors import InvalidRequest
 from service.access.callers import Who
+from service.jobs.estimates import Estimates
 from service.jobs.intake import Intake
 from service.jobs.orders import JobOrder
 from service.jobs.queue import JobQueue, new_job_id
@@ -33,7 +34,11 @@ IdempotencyKey = Annotated[str | None, Header(max_length=_MOST_KEY, min_length=1
 
 
 def jobs_router(
-    queue: JobQueue, intake: Intake, settings: Settings, is_draining: Callable[[], bool]
+    queue: JobQueue,
+    intake: Intake,
+    estimates: Estimates,
+    settings: Settings,
+    is_draining: Callable[[], bool],
 ) -> APIRouter:
     router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -54,6 +59,12 @@ def jobs_router(
             most_active=settings.max_active_jobs,
         )
         return job_body(made)
+
+    @router.post("/estimate")
+    async def estimate_job(order: JobOrder, who: Who) -> dict[str, Any]:
+        """Measure a few steps of what an order would train; tells time and memory as bands."""
+        plan = await intake.plan(order, new_job_id(), who)
+        return await estimates.measure(order, plan, who.namespace)
 
     @router.get("")
     async def list_jobs(

@@ -126,6 +126,26 @@ def test_a_job_is_paused_resumed_and_cancelled(sdk, films):
         sdk.fine_tuning.jobs.resume(job.id)
 
 
+def test_an_estimate_is_kept_beside_what_the_job_took(sdk, client, films):
+    body = {
+        "model": "tiny-llama",
+        "training_file": films,
+        "task": {"test_share": 0.25},
+        "training": TINY,
+        "register": {"name": "measured"},
+    }
+    response = client._http.post("/v1/fine_tuning/jobs/estimate", json=body)
+    assert response.status_code == 200, response.text
+    told = response.json()
+    assert 0 < told["seconds"]["low"] <= told["seconds"]["high"]
+    assert told["fits"]
+    assert told["rows"]["train"] == 18
+    done = ended(sdk, sdk.fine_tuning.jobs.retrieve(client.create_job(body)["id"]))
+    assert done.status == "succeeded", done.error
+    assert done.estimate["num_steps"] == told["steps"]
+    assert sum(done.seconds.values()) > 0
+
+
 def bad_orders():
     return {
         "task.type": {"task": {"type": "poetry"}},

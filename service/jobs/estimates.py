@@ -1,0 +1,78 @@
+"""What a job would take, measured before it is ordered: a few steps by a run that makes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import InvalidRequest
+from adapters.registry.registry import Registry
+from service.jobs.files import Files
+from service.jobs.objects import ObjectStore
+from service.jobs.orders import JobOrder, JobPlan
+from service.jobs.run_folders import config_of, estimate_key
+from service.memory import memory_room
+from service.runs import execute_run
+from training.contract import ESTIMATE_NAME, Estimate
+
+_NICENESS = 15
+
+
+class Estimates:
+    """Measures one order at a time, for the machine is shared with predictions.
+
+    Args:
+        home: folder of prepared backbones.
+        threads: of a run that does not say.
+    """
+
+    def __init__(
+        self, registry: Registry, files: Files, objects: ObjectStore, home: Path, threads: int
+    ) -> None:
+        self._registry = registry
+        self._files = files
+        self._objects = objects
+        self._home = home
+        self._threads = threads
+        self._turn = asyncio.Lock()
+
+    async def measure(self, order: JobOrder, plan: JobPlan, namespace: str) -> dict[str, Any]:
+        """Return bands of seconds and bytes, steps, tokens, and what the gate warned of.
+
+        The same order, sent as a job later, has in its record how far off this was.
+        """
+        async with self._turn:
+            estimate = await asyncio.to_thread(self._measure, order, plan, namespace)
+        left = memory_room()
+        return {
+            "object": "fine_tuning.job.estimate",
+            "task": plan.task,
+            "rows": plan.rows,
+            "steps": estimate.num_steps,
+            "tokens": estimate.num_tokens,
+            "seconds": estimate.total_seconds.model_dump(),
+            "seconds_by_stage": {k: band.model_dump() for k, band in estimate.seconds.items()},
+            "peak_bytes": estimate.peak_bytes.model_dump(),
+            "fits": left is None or estimate.peak_bytes.high <= left,
+            "warnings": plan.warnings,
+        }
+
+    def _measure(self, order: JobOrder, plan: JobPlan, namespace: str) -> Estimate:
+        files = {file: self._files.url(file, namespace) for file in order.files()}
+        config = config_of(self._registry, order, plan, files)
+        threads = order.resources.threads or self._threads
+        with tempfile.TemporaryDirectory(prefix="headstock-estimate-") as scratch:
+            result = execute_run(
+                config.model_copy(update={"action": "estimate"}),
+                Path(scratch),
+                self._home,
+                lambda event: None,
+                niceness=_NICENESS,
+                threads=threads,
+            )
+            self._objects.put(Path(scratch) / ESTIMATE_NAME, estimate_key(config))
+        if result.estimate is None:
+            raise InvalidRequest("The run told no estimate. Look at its log.")
+        return result.estimate

@@ -1,0 +1,57 @@
+"""What of ended jobs and of files is kept, and for how long."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from adapters.errors import Conflict, NotFound
+from adapters.registry.tables import now
+from service.jobs.files import Files
+from service.jobs.objects import ObjectStore
+from service.jobs.queue import JobQueue
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Days after which things go; None keeps them.
+
+    Args:
+        job_days: records, events, logs and reports of jobs, since they ended.
+        file_days: files of examples, since they were sent, unless a job that has not ended needs them.
+    """
+
+    job_days: float | None = None
+    file_days: float | None = None
+
+    def collect(self, queue: JobQueue, files: Files, objects: ObjectStore, home: Path) -> None:
+        """Remove what is older; what another worker removes meanwhile is nobody's loss."""
+        if self.job_days is not None:
+            for job in queue.forget(_ago(self.job_days)):
+                objects.remove(f"jobs/{job}")
+                logger.info("%s: forgotten", job)
+        if self.file_days is not None:
+            for file, namespace in files.sent_before(_ago(self.file_days)):
+                try:
+                    files.delete(file, namespace)
+                except (Conflict, NotFound):
+                    continue
+        _remove_folders(queue, home)
+
+
+def _remove_folders(queue: JobQueue, home: Path) -> None:
+    """Remove this machine's folders of jobs that are not on record any more."""
+    for folder in (home / "jobs").glob("ftjob-*"):
+        try:
+            queue.get(folder.name, None)
+        except NotFound:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ago(days: float) -> datetime:
+    return now() - timedelta(days=days)

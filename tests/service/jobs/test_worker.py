@@ -1,0 +1,302 @@
+"""What a worker makes of what happens to a run, with a launcher whose runs do as they are told."""
+
+import json
+import shutil
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+from adapters.errors import EnvironmentProblem, Unavailable
+from service.jobs.files import Files
+from service.jobs.objects import ObjectStore
+from service.jobs.orders import JobOrder, JobPlan
+from service.jobs.queue import JobQueue
+from service.jobs.worker import Worker, Workplace
+from service.launchers.base import GONE
+from tests.bundles import answerer, classifier, save_bundle
+from tests.registries import open_registry
+from tests.servers import wait_until
+from training.contract import ExitCode, RunResult
+
+
+@dataclass
+class ScriptedLauncher:
+    """Runs that end at once with a code, or when they are stopped; each writes what it is told to."""
+
+    codes: list = field(default_factory=list)  # None: it goes on until it is stopped
+    bundle: object = None
+    events: tuple = ()
+    heeds_stop: bool = True
+    started: list = field(default_factory=list)
+    stopped: list = field(default_factory=list)
+    ends: dict = field(default_factory=dict)
+
+    def check(self, order):
+        pass
+
+    def start(self, run):
+        name = f"run-{len(self.started)}"
+        self.started.append(run)
+        if self.bundle is not None:
+            shutil.copytree(self.bundle, run.folder / "bundle", dirs_exist_ok=True)
+        result = RunResult(task="text-classification", primary_metric="accuracy", num_tokens=7)
+        (run.folder / "result.json").write_text(result.model_dump_json())
+        (run.folder / "log.txt").write_text("last words\n")
+        with (run.folder / "events.jsonl").open("a") as file:
+            for number, kind, message in self.events:
+                event = {"number": number, "time": 0, "kind": kind, "message": message, "data": {}}
+                file.write(json.dumps(event) + "\n")
+        self.ends[name] = self.codes.pop(0) if self.codes else ExitCode.DONE
+        return {"name": name}
+
+    def exit_code(self, handle):
+        return self.ends.get(handle["name"], GONE)
+
+    def stop(self, handle, *, at_once=False):
+        self.stopped.append(at_once)
+        if self.heeds_stop or at_once:
+            self.ends[handle["name"]] = -9 if at_once else ExitCode.PAUSED
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory, decoder_spec):
+    folder = tmp_path_factory.mktemp("worker") / "bundle"
+    save_bundle(folder, decoder_spec, classifier())
+    return folder
+
+
+@pytest.fixture
+def launcher(bundle):
+    return ScriptedLauncher(bundle=bundle)
+
+
+@pytest.fixture
+def place(database, decoder_spec, launcher, tmp_path):
+    from tests.registries import stores_in
+
+    stores = stores_in(tmp_path / "stores")
+    objects = ObjectStore(stores.blob_url)
+    registry = open_registry(stores, decoder_spec)
+    files = Files(database, objects)
+    return Workplace(
+        JobQueue(database), files, objects, registry, {"process": launcher}, tmp_path / "home"
+    )
+
+
+@pytest.fixture
+def submit(place, decoder_spec, tmp_path):
+    path = tmp_path / "films.jsonl"
+    path.write_text('{"text": "a", "label": "b"}\n')
+    file = place.files.create(path, path.name, "fine-tune", None)
+
+    def order(**fields):
+        plan = JobPlan(
+            task="text-classification", backbone=decoder_spec.fingerprint, adapter="films"
+        )
+        return place.queue.submit(
+            JobOrder(model=decoder_spec.name, training_file=file.id, **fields), plan
+        ).id
+
+    return order
+
+
+@pytest.fixture
+def work(place):
+    """Start a worker, and stop it at the end."""
+    workers = []
+
+    def start(**options):
+        worker = Worker(place, poll_seconds=0.01, **options)
+        thread = threading.Thread(target=worker.run, daemon=True)
+        thread.start()
+        workers.append((worker, thread))
+        return worker, thread
+
+    yield start
+    for worker, thread in workers:
+        worker.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def ended(place, job):
+    return wait_until(
+        lambda: (
+            (found := place.queue.get(job)).status in ("succeeded", "failed", "cancelled") and found
+        )
+    )
+
+
+def messages(place, job):
+    return [event.message for event in place.queue.list_events(job)]
+
+
+def test_a_run_that_ends_well_is_registered(place, submit, work):
+    job = submit(register={"name": "films", "alias": "production", "tags": {"a": "b"}})
+    work()
+    done = ended(place, job)
+    assert (done.status, done.fine_tuned_model) == ("succeeded", "films:1")
+    version = place.registry.list_versions("films")[0]
+    assert version.tags == {"a": "b", "job": job}
+    assert place.registry.get_alias("films", "production").version == 1
+    assert done.result["num_tokens"] == 7
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_then_ended(place, submit, work, launcher):
+    launcher.codes = [None]
+    job = submit(resources={"timeout_seconds": 1})
+    work()
+    done = ended(place, job)
+    assert (done.status, done.error["code"]) == ("failed", "timeout")
+    assert launcher.stopped == [False]
+
+
+def test_the_reason_a_run_gives_is_the_job_s(place, submit, work, launcher):
+    launcher.codes = [ExitCode.FAILED]
+    launcher.events = ((1, "started", "begin"), (2, "failed", "The loss became 'nan'."))
+    job = submit()
+    work()
+    assert ended(place, job).error["message"] == "The loss became 'nan'."
+    assert "begin" in messages(place, job)
+
+
+def test_without_a_reason_the_last_line_of_the_log_is_told(place, submit, work, launcher):
+    launcher.codes = [ExitCode.FAILED]
+    job = submit()
+    work()
+    assert ended(place, job).error["message"] == "last words"
+
+
+def test_a_launcher_that_cannot_start_fails_the_job(place, submit, work, launcher, monkeypatch):
+    def broken(run):
+        raise EnvironmentProblem("No engine for containers answers.")
+
+    monkeypatch.setattr(launcher, "start", broken)
+    job = submit()
+    work()
+    assert ended(place, job).error["code"] == "environment"
+
+
+def test_a_name_that_was_taken_meanwhile_fails_the_job(place, submit, work, decoder_spec, tmp_path):
+    save_bundle(tmp_path / "answers", decoder_spec, answerer())
+    place.registry.create_version("films", tmp_path / "answers")
+    job = submit()
+    work()
+    assert ended(place, job).error["code"] == "conflict"
+
+
+def test_an_alias_that_is_not_earned_stays_and_the_job_says_why(
+    place, submit, work, decoder_spec, tmp_path
+):
+    save_bundle(tmp_path / "old", decoder_spec, classifier(), seed=5)
+    place.registry.create_version("films", tmp_path / "old")
+    place.registry.set_alias("films", "production", 1)
+    job = submit(register={"name": "films", "promote_if": {"min_gain": 0.1}})
+    work()
+    assert ended(place, job).fine_tuned_model == "films:2"
+    assert place.registry.get_alias("films", "production").version == 1
+    assert "'production' was not moved" in messages(place, job)[-1]
+
+
+def test_a_worker_that_stops_gives_its_job_back_unharmed(place, submit, work, launcher):
+    launcher.codes = [None]
+    job = submit()
+    worker, thread = work()
+    wait_until(lambda: launcher.started)
+    worker.stop()
+    thread.join(30)
+    found = place.queue.get(job)
+    assert (found.status, found.num_failures) == ("queued", 0)
+    work()
+    assert ended(place, job).status == "succeeded"
+
+
+def test_a_run_is_found_again_and_its_events_are_told_once(place, submit, work, launcher):
+    launcher.codes = [None]
+    launcher.events = ((1, "started", "one"), (2, "stage", "two"))
+    job = submit()
+    claimed = place.queue.claim("elsewhere-1")
+    # What a worker of another machine had done when it died.
+    from service.jobs.run_folders import RunFolder
+
+    run = RunFolder(place, claimed).prepare()
+    handle = launcher.start(run)
+    seen = [{"level": "info", "kind": "message", "message": "one", "data": {}}]
+    place.queue.beat(job, claimed.attempt, handle=handle, events=seen, progress={"event": 1})
+    work(lease_seconds=0.05)
+    wait_until(lambda: "two" in messages(place, job))
+    launcher.ends[handle["name"]] = ExitCode.DONE
+    assert ended(place, job).status == "succeeded"
+    told = messages(place, job)
+    assert (told.count("one"), told.count("two"), len(launcher.started)) == (1, 1, 1)
+
+
+def test_a_worker_that_counts_keeps_its_job_however_long_it_takes(place, submit, work, launcher):
+    job = submit()
+    claimed = place.queue.claim("elsewhere-1")
+    work(lease_seconds=0.2)
+    for _ in range(100):
+        place.queue.beat(job, claimed.attempt)
+        threading.Event().wait(0.01)
+    assert place.queue.get(job).attempt == claimed.attempt
+    assert launcher.started == []
+    wait_until(lambda: place.queue.get(job).attempt > claimed.attempt)
+
+
+def test_while_the_database_is_gone_the_run_goes_on(place, submit, work, launcher, monkeypatch):
+    launcher.codes = [None]
+    job = submit()
+    work()
+    wait_until(lambda: place.queue.get(job).handle)
+    real, missed = place.queue.beat, []
+
+    def gone(*arguments, **options):
+        if len(missed) < 3:
+            missed.append(1)
+            raise Unavailable("The database is gone.")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(JobQueue, "beat", lambda self, *a, **o: gone(*a, **o))
+    launcher.ends["run-0"] = ExitCode.DONE
+    assert ended(place, job).status == "succeeded"
+    assert len(missed) == 3
+
+
+def test_what_is_old_is_forgotten_but_not_what_is_needed(place, submit, work, tmp_path):
+    from datetime import timedelta
+
+    from adapters.registry.tables import now
+    from service.jobs.retention import Retention
+
+    old = submit()
+    worker, thread = work()
+    ended(place, old)
+    worker.stop()
+    thread.join(30)
+    waiting = submit()
+    needed = place.queue.get(waiting).order.training_file
+    Retention(job_days=1e-9, file_days=1e-9).collect(
+        place.queue, place.files, place.objects, place.home
+    )
+    assert [job.id for job in place.queue.list_jobs()] == [waiting]
+    assert not (place.home / "jobs" / old).exists()
+    assert place.files.get(needed).id == needed
+    place.queue.cancel(waiting)
+    Retention(job_days=1, file_days=1e-9).collect(
+        place.queue, place.files, place.objects, place.home
+    )
+    assert place.files.list_files() == []
+    assert place.files.sent_before(now() + timedelta(days=1)) == []
+    assert [job.id for job in place.queue.list_jobs()] == [waiting]
+
+
+def test_a_cancelled_run_is_ended_at_once_and_leaves_nothing(place, submit, work, launcher):
+    launcher.codes = [None]
+    job = submit()
+    work()
+    wait_until(lambda: place.queue.get(job).handle)
+    place.queue.cancel(job)
+    assert ended(place, job).status == "cancelled"
+    assert launcher.stopped == [True]
+    assert not (place.home / "jobs" / job).exists()

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.errors import HeadstockError, Unavailable
@@ -45,7 +45,7 @@ class Workplace:
     home: Path
     threads: int = 1
     timeout_seconds: float | None = None
-    retention: Retention = Retention()
+    retention: Retention = field(default_factory=Retention)
 
 
 class Worker:

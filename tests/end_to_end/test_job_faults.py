@@ -14,7 +14,7 @@ import pytest
 from tests.end_to_end.test_jobs import write_films
 from tests.servers import children_of, running_server, wait_until
 
-ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
 ORDER = {
     "model": "tiny-llama",
     "task": {"test_share": 0.25},

@@ -23,10 +23,10 @@ from tests.servers import wait_until
 class BytesPredictor:
     """Stands for tokenizer, registry and task: an input's bytes are its tokens."""
 
-    def prepare(self, items, deadline=None):
+    def prepare(self, items, deadline=None, caller=None):
         return [self.prepare_stream(item, deadline) for item in items]
 
-    def prepare_stream(self, item, deadline=None):
+    def prepare_stream(self, item, deadline=None, caller=None):
         if item.adapter == "nobody":
             raise NotFound("No adapter named 'nobody'.")
         token_ids = item.input if isinstance(item.input, list) else list(item.input.encode())

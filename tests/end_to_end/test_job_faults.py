@@ -76,6 +76,9 @@ def test_a_run_outlives_its_worker_and_is_found_again(server, films):
     client, process = server
     job = submit(client, films, "outlives")
     run = wait_until(lambda: trainer_of(job))
+    group = Path(f"/proc/{run.pid}/autogroup")
+    assert run.nice() >= 15
+    assert not group.exists() or group.read_text().split()[-1] == "19"
     worker_of(process).kill()
     done = ended(client, job)
     assert done["status"] == "succeeded", done["error"]

@@ -14,6 +14,7 @@ from adapters.backbone import BackboneSpec
 from adapters.bundle import (
     CARD_FILE,
     CONFIG_FILE,
+    HEAD_FILE,
     MANIFEST_FILE,
     WEIGHTS_FILE,
     BackboneReference,
@@ -54,6 +55,10 @@ def import_stock(
         InvalidBundle: it is no plain LoRA adapter of a model that writes text.
         BackboneMismatch: none of the backbones is the one it was made for.
     """
+    if (folder / HEAD_FILE).exists():
+        raise InvalidBundle(
+            f"'{HEAD_FILE}' is there, but no '{MANIFEST_FILE}' that tells its task and labels. Send the whole bundle."
+        )
     config = read_json(folder / CONFIG_FILE)
     check_plain_lora(config)
     if config.get("task_type") not in _WRITING:

@@ -15,7 +15,13 @@ import httpx
 
 TRY_AGAIN = (429, 503)  # the server did nothing, and says in Retry-After when it may
 MAX_RETRY_SECONDS = 30.0
-STOCK_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+# Of a folder without a manifest; a head among them is sent, for the server to refuse rather than for us to lose.
+STOCK_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "head.safetensors",
+    "README.md",
+)
 
 
 class ClientError(Exception):

@@ -123,6 +123,9 @@ class JobOrder(Strict):
     def _files_stand_elsewhere(cls, task: TaskOrder) -> TaskOrder:
         if task.train or task.validation or task.test:
             raise ValueError("name files as training_file, validation_file and task.test_file")
+        translation = task.augmentation and task.augmentation.back_translation
+        if translation and "url" in translation.model_fields_set:
+            raise ValueError("a job's back-translation asks no other server; leave its url out")
         return task
 
     def files(self) -> list[str]:

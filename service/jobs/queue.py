@@ -259,15 +259,16 @@ class JobQueue:
             if cancelled:
                 _end(session, row, Status.CANCELLED, "Cancelled")
             else:
-                _back(session, row, "Paused, with a checkpoint")
-                row.is_paused = True
+                _back(session, row, "Stopped, with a checkpoint")
             return job_of(row)
 
     def give_back(self, job: str, attempt: int, why: str, *, is_failure: bool) -> Job:
         """Return a job to the queue, to go on from its checkpoint; one that failed too often ends as failed."""
         with self._mine(job, attempt) as (session, row):
             row.num_failures += is_failure
-            if row.num_failures >= _MOST_FAILURES:
+            if row.wish == "cancel":  # it came while the run was ending by itself
+                _end(session, row, Status.CANCELLED, "Cancelled")
+            elif row.num_failures >= _MOST_FAILURES:
                 told = f"Given up after '{row.num_failures}' attempts that died: {why}"
                 row.error = {"code": "worker_lost", "message": told, "param": None}
                 _end(session, row, Status.FAILED, told, level="error")
@@ -352,8 +353,10 @@ def _end(session: Session, row: JobTable, status: Status, told: str, **more: Any
 
 def _back(session: Session, row: JobTable, told: str, level: str = "info") -> None:
     check_move(row.id, row.status, Status.QUEUED)
+    # What was wished last counts: a pause that was taken back meanwhile is none.
+    row.is_paused = row.wish == "pause"
     row.status, row.wish, row.handle = Status.QUEUED, "", None
-    _tell(session, row, told, level)
+    _tell(session, row, told + "; paused" if row.is_paused else told, level)
 
 
 def _tell(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from adapters.bundle import load_bundle
 from adapters.errors import BackboneMismatch, InvalidBundle
 from adapters.importing import import_stock
+from tests.bundles import classifier, save_bundle
 
 IDS = torch.tensor([[5, 9, 33, 70, 12]])
 
@@ -111,6 +112,13 @@ def test_an_encoder_writes_no_text(tmp_path, target, encoder_folder, encoder_spe
     save_stock(tmp_path / "stock", encoder_folder, transformers.AutoModel, target_modules=["query"])
     with pytest.raises(BackboneMismatch, match="can't write text"):
         import_stock(tmp_path / "stock", target, [encoder_spec])
+
+
+def test_a_bundle_that_lost_its_manifest_does_not_lose_its_head_too(tmp_path, target, decoder_spec):
+    save_bundle(tmp_path / "bundle", decoder_spec, classifier())
+    (tmp_path / "bundle" / "manifest.json").unlink()
+    with pytest.raises(InvalidBundle, match=r"head\.safetensors"):
+        import_stock(tmp_path / "bundle", target, [decoder_spec])
 
 
 def test_pickled_weights_are_not_read(tmp_path, target, decoder_folder, decoder_spec):

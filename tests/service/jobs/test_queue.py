@@ -95,6 +95,21 @@ def test_a_paused_job_waits_until_it_is_resumed(queue):
     assert queue.claim("w") is None
 
 
+def test_what_was_wished_last_counts_when_a_run_ends_by_itself(queue):
+    jobs = [submit(queue).id for _ in range(3)]
+    claims = [queue.claim("w") for _ in jobs]
+    queue.cancel(jobs[0])
+    queue.pause(jobs[1])
+    queue.pause(jobs[2])
+    queue.resume(jobs[2])
+    for job in claims[:2]:
+        queue.give_back(job.id, job.attempt, "its run is gone", is_failure=True)
+    queue.stop(claims[2].id, claims[2].attempt, cancelled=False)
+    found = [queue.get(job) for job in jobs]
+    assert [job.status for job in found] == ["cancelled", "queued", "queued"]
+    assert [job.is_paused for job in found] == [False, True, False]
+
+
 def test_a_job_that_has_ended_stays_as_it_is(queue):
     made = submit(queue)
     assert queue.cancel(made.id).status == "cancelled"

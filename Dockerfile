@@ -18,9 +18,10 @@ RUN useradd --uid 10001 --create-home headstock \
 
 # `train` first: a plain `docker build .` makes the last target, the server.
 FROM base AS train
-RUN pip install -c requirements.lock ".[train]"
+# seqeval comes as source, and an old pip builds it in a way that fails now.
+RUN pip install --use-pep517 -c requirements.lock ".[train]"
 USER headstock
-VOLUME /var/lib/headstock
+# No volume: launcher container mounts what a run writes, and nothing else is to be written.
 ENTRYPOINT ["python", "-m", "training"]
 
 FROM base AS serve

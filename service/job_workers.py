@@ -22,6 +22,7 @@ _SHARED = (
     "home",
     "database_url",
     "blob_url",
+    "container_image",
     "run_threads",
     "job_timeout_seconds",
     "job_days",

@@ -99,6 +99,10 @@ class Settings(BaseSettings):
     job_launcher: LauncherName = Field(
         "process", description="Where runs are started, for jobs that do not say."
     )
+    container_image: str | None = Field(
+        None,
+        description="Image of runs in containers, from the Dockerfile's target train; no launcher container if unset.",
+    )
     run_threads: int = Field(1, ge=1, description="CPU threads of a run, for jobs that do not say.")
     job_timeout_seconds: int | None = Field(
         None, ge=1, description="Time that a run gets if its job does not say; no bound if unset."

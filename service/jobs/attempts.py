@@ -13,7 +13,7 @@ from service.jobs.outcomes import register_result
 from service.jobs.records import Job
 from service.jobs.run_events import as_job_event, progress_of, read_events
 from service.jobs.run_folders import RunFolder
-from service.launchers.base import GONE
+from service.launchers.base import GONE, OUT_OF_MEMORY
 from service.runs import last_line
 from training.contract import Event, EventKind, ExitCode
 
@@ -58,6 +58,8 @@ class Attempt:
             self._start()
         code = self._follow()
         self._insist(lambda: self._end(code))
+        assert self._handle is not None
+        self._launcher.forget(self._handle)
 
     def leave(self) -> None:
         """End what this attempt started, unless the attempt after it goes on with that very run."""
@@ -185,6 +187,11 @@ class Attempt:
         elif code == ExitCode.PAUSED or code in _BY_SIGTERM or reason is not None:
             self._folder.store_checkpoint()
             queue.give_back(job, attempt, "its worker stopped", is_failure=reason is None)
+        elif code == OUT_OF_MEMORY:
+            self._folder.store_report()
+            bound = self._job.order.resources.memory_bytes
+            told = f"It needed more memory than its bound of '{bound}' bytes. Raise resources.memory_bytes."
+            queue.fail(job, attempt, "out_of_memory", told, "resources.memory_bytes")
         elif code in (ExitCode.FAILED, ExitCode.BAD_INPUT):
             self._told_failure()
         else:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.backbone import find_backbone
 from adapters.errors import RunFailed
 from adapters.packaged import PACKAGED
 from adapters.reference import parse_reference
@@ -67,6 +68,10 @@ class RunFolder:
         if place.registry.is_shared and not self._checkpoint.is_file():
             place.objects.get(self._key(CHECKPOINT_NAME), self._checkpoint)
         asked = order.resources
+        if (
+            job.plan.launcher != "process"
+        ):  # a container has no package to prepare it from again and again
+            find_backbone(config.backbone, place.home)
         named = (config.backbone, config.parent)
         reads = tuple(Path(each) for each in named if each and Path(each).is_dir())
         return RunOrder(

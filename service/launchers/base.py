@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from service.jobs.orders import Resources
 
 GONE = -1000  # the exit code of a run that is not there any more, and nobody knows how it ended
+OUT_OF_MEMORY = -1001  # of one that was ended for taking more than its bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,10 @@ class Launcher(Protocol):
         """Start a run, and return its handle; it writes ``log.txt`` into its folder."""
 
     def exit_code(self, handle: dict[str, Any]) -> int | None:
-        """Return how a run ended, None while it goes on, `GONE` if nobody knows."""
+        """Return how a run ended, None while it goes on, `GONE` if nobody knows, `OUT_OF_MEMORY` at its bound."""
 
     def stop(self, handle: dict[str, Any], *, at_once: bool = False) -> None:
         """Ask a run to save a checkpoint and end; ``at_once`` ends it without."""
+
+    def forget(self, handle: dict[str, Any]) -> None:
+        """Remove what a launcher itself keeps of a run whose end has been told."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from service.launchers.base import Launcher
+from service.launchers.container import ContainerLauncher
 from service.launchers.process import ProcessLauncher
 from service.settings import Settings
 
 
-def set_up_launchers(_: Settings) -> dict[str, Launcher]:
+def set_up_launchers(settings: Settings) -> dict[str, Launcher]:
     """Return what runs can be started by; each is ready only when it is used."""
-    return {"process": ProcessLauncher()}
+    launchers: dict[str, Launcher] = {"process": ProcessLauncher()}
+    if settings.container_image:
+        launchers["container"] = ContainerLauncher(settings.container_image)
+    return launchers

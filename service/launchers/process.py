@@ -109,6 +109,9 @@ class ProcessLauncher:
             # The group: the shepherd, which ignores SIGTERM, and the run with all it started.
             os.killpg(handle["pid"], signal.SIGKILL if at_once else signal.SIGTERM)
 
+    def forget(self, handle: dict[str, Any]) -> None:
+        """Nothing is kept but files in the run's own folder."""
+
     @staticmethod
     def _is_alive(handle: dict[str, Any]) -> bool:
         """Tell whether the very process is there: a number is given to another one some day."""

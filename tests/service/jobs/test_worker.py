@@ -30,6 +30,7 @@ class ScriptedLauncher:
     heeds_stop: bool = True
     started: list = field(default_factory=list)
     stopped: list = field(default_factory=list)
+    forgotten: list = field(default_factory=list)
     ends: dict = field(default_factory=dict)
 
     def check(self, order):
@@ -52,6 +53,9 @@ class ScriptedLauncher:
 
     def exit_code(self, handle):
         return self.ends.get(handle["name"], GONE)
+
+    def forget(self, handle):
+        self.forgotten.append(handle["name"])
 
     def stop(self, handle, *, at_once=False):
         self.stopped.append(at_once)

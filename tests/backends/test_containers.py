@@ -1,0 +1,147 @@
+"""Training jobs in real containers, from an HTTP request to an adapter that is served."""
+
+import json
+import shutil
+
+import docker
+import pytest
+
+from service.client import ClientError
+from tests.backends.containers import docker_host, images  # noqa: F401
+from tests.end_to_end.test_job_faults import ended, told, worker_of
+from tests.end_to_end.test_jobs import write_films
+from tests.servers import running_server, wait_until
+
+ORDER = {
+    "model": "tiny-llama",
+    "task": {"test_share": 0.25},
+    "training": {"epochs": 2, "batch_tokens": 64, "must_learn": False},
+}
+LONG = {"epochs": 4000, "checkpoint_seconds": 0.2}
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def client_of_docker(docker_host):  # noqa: F811
+    client = docker.DockerClient(base_url=docker_host)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, decoder_folder, docker_host, images):  # noqa: F811
+    home = tmp_path_factory.mktemp("container-home")
+    backbone = home / "tiny-llama"
+    shutil.copytree(decoder_folder, backbone, copy_function=shutil.copyfile)  # for all to read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", docker_host)
+        settings = {"container_image": images["train"], "job_launcher": "container"}
+        with running_server(home, str(backbone), dtype="float32", **settings) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return server[0]
+
+
+@pytest.fixture(scope="module")
+def films(client, tmp_path_factory):
+    path = write_films(tmp_path_factory.mktemp("films") / "films.jsonl")
+    return client.create_file(path)["id"]
+
+
+def submit(client, films, name, **more):
+    training = {**ORDER["training"], **more.pop("training", {})}
+    order = {**ORDER, "training_file": films, "register": {"name": name}, "training": training}
+    return client.create_job({**order, **more})["id"]
+
+
+def containers_of(client_of_docker, job):
+    wanted = {"label": f"headstock.job={job}"}
+    return client_of_docker.containers.list(all=True, filters=wanted, ignore_removed=True)
+
+
+def is_training(client, job):
+    return wait_until(lambda: any("step" in line for line in told(client, job)), seconds=120)
+
+
+def test_a_job_runs_in_a_container_and_its_adapter_is_served(client, client_of_docker, films):
+    job = submit(client, films, "films", resources={"memory_bytes": 2048 * MIB, "threads": 1})
+    (found,) = wait_until(lambda: containers_of(client_of_docker, job), seconds=60)
+    held, user = found.attrs["HostConfig"], found.attrs["Config"]["User"]
+    assert (held["NetworkMode"], held["ReadonlyRootfs"]) == ("none", True)
+    assert (held["Memory"], held["NanoCpus"]) == (2048 * MIB, 10**9)
+    assert held["CapDrop"] == ["ALL"]
+    assert not user.startswith("0")
+    writable = [mount["Destination"] for mount in found.attrs["Mounts"] if mount["RW"]]
+    assert [path.rpartition("/")[2] for path in writable] == [job]
+    done = ended(client, job)
+    assert done["status"] == "succeeded", done
+    (prediction,) = client.predict(done["fine_tuned_model"], "a good film")
+    assert prediction["label"] in ("pos", "neg")
+    wait_until(lambda: not containers_of(client_of_docker, job))
+
+
+def test_a_container_outlives_its_worker_and_is_found_again(
+    server, client, client_of_docker, films
+):
+    job = submit(client, films, "outlives", training={"epochs": 150})
+    is_training(client, job)
+    (_,) = containers_of(client_of_docker, job)
+    worker_of(server[1]).kill()
+    done = ended(client, job)
+    assert done["status"] == "succeeded", done
+    assert not [line for line in told(client, job) if "again" in line]
+
+
+def test_a_killed_container_s_job_goes_on_from_its_checkpoint(client, client_of_docker, films):
+    training = {"epochs": 300, "checkpoint_seconds": 0.2}
+    job = submit(client, films, "killed", training=training)
+    is_training(client, job)
+    (container,) = containers_of(client_of_docker, job)
+    container.kill()
+    done = ended(client, job)
+    assert done["status"] == "succeeded", done
+    assert any("code '137'" in line for line in told(client, job))
+
+
+def test_a_container_is_stopped_on_cancel(client, client_of_docker, films):
+    job = submit(client, films, "cancelled", training=LONG)
+    is_training(client, job)
+    client.change_job(job, "cancel")
+    assert ended(client, job)["status"] == "cancelled"
+    wait_until(lambda: not containers_of(client_of_docker, job))
+
+
+def test_a_run_that_needs_more_memory_than_its_bound_is_told_so(client, client_of_docker, films):
+    job = submit(client, films, "small", resources={"memory_bytes": 64 * MIB})
+    done = ended(client, job)
+    assert done["status"] == "failed"
+    assert done["error"]["code"] == "out_of_memory"
+    assert f"'{64 * MIB}'" in done["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"memory_bytes": 2**50}, "resources.memory_bytes"),
+        ({"threads": 1000}, "resources.threads"),
+        ({"gpus": 1}, "resources.gpus"),
+        ({"workers": 2}, "resources.workers"),
+    ],
+)
+def test_what_the_machine_has_not_is_refused(client, films, resources, said):
+    with pytest.raises(ClientError, match=said):
+        submit(client, films, "refused", resources=resources)
+
+
+def test_the_server_s_image_starts(client_of_docker, images):  # noqa: F811
+    said = client_of_docker.containers.run(
+        images["serve"], ["headstock", "--help"], network_mode="none", remove=True
+    )
+    assert b"serve" in said
+    who = client_of_docker.containers.run(
+        images["serve"], ["id", "-u"], remove=True, network_mode="none"
+    )
+    assert json.loads(who) != 0

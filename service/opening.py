@@ -23,6 +23,7 @@ class State:
     files: Files
     objects: ObjectStore
     keys: Keys
+    database: Database
 
 
 def open_state(settings: Settings) -> State:
@@ -41,6 +42,7 @@ def open_state(settings: Settings) -> State:
         Files(database, objects),
         objects,
         Keys(database),
+        database,
     )
 
 

@@ -29,6 +29,7 @@ from service.inference import API_PATH, EngineApi
 from service.job_workers import JobWorkers
 from service.jobs.estimates import Estimates
 from service.jobs.intake import Intake
+from service.jobs.webhooks import Webhooks
 from service.launchers.catalog import set_up_launchers
 from service.lifeline import live_and_die_with_parent
 from service.limits import Gatekeeper, Traffic
@@ -157,6 +158,8 @@ def build_server(settings: Settings) -> Server:
     server.app.include_router(lora_router(registry, settings))
     server.app.include_router(residency_router(registry, calls))
     server.app.include_router(files_router(state.files, settings))
+    if settings.webhook_url and settings.webhook_secret:
+        Webhooks(state.database, settings.webhook_url, settings.webhook_secret).start()
     launchers = set_up_launchers(settings)
     intake = Intake(registry, state.files, launchers, settings.job_launcher)
     estimates = Estimates(registry, state.files, state.objects, settings.home, settings.run_threads)

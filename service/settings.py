@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.dtype import DtypeName
@@ -14,6 +14,7 @@ from adapters.home import default_home
 from adapters.packaged import DEFAULT_BACKBONE
 from adapters.validation import first_problem
 from service.jobs.orders import LauncherName
+from service.jobs.signatures import signing_key
 
 LOOPBACK = "127.0.0.1"
 
@@ -116,6 +117,12 @@ class Settings(BaseSettings):
     file_days: float | None = Field(
         None, gt=0, description="Days that files of examples are kept; for ever if unset."
     )
+    webhook_url: str | None = Field(
+        None, description="Where it is told that jobs have ended, by POST; nowhere if unset."
+    )
+    webhook_secret: str | None = Field(
+        None, description="That these are signed with: whsec_ and base64, or any text."
+    )
     require_keys: bool = Field(
         False, description="Ask for API keys on loopback too; on other addresses they are."
     )
@@ -131,6 +138,24 @@ class Settings(BaseSettings):
     @classmethod
     def _expanded(cls, home: Path) -> Path:
         return home.expanduser()
+
+    @model_validator(mode="after")
+    def _can_sign(self) -> Settings:
+        if self.webhook_url is None:
+            return self
+        if not self.webhook_url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"webhook_url is '{self.webhook_url}'; it begins with https:// or http://."
+            )
+        try:
+            has_key = bool(self.webhook_secret and signing_key(self.webhook_secret))
+        except ValueError:
+            has_key = False
+        if not has_key:
+            raise ValueError(
+                "webhook_secret must be set with webhook_url: whsec_ and base64, or any text."
+            )
+        return self
 
     @property
     def needs_keys(self) -> bool:

@@ -32,6 +32,7 @@ class JobTable(Base):
     __table_args__ = (
         UniqueConstraint("namespace", "idempotency_key"),
         Index("ix_jobs_next", "status", "is_paused", "priority", "number"),
+        Index("ix_jobs_told", "told_at", "finished_at"),
     )
     number: Mapped[int] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(String(64), unique=True)
@@ -56,6 +57,10 @@ class JobTable(Base):
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     fine_tuned_model: Mapped[str | None] = mapped_column(String(200))
+    # Its end, to the webhook: when it was taken, when it is sent next, how often it was sent.
+    told_at: Mapped[datetime | None] = mapped_column(Moment)
+    tell_at: Mapped[datetime | None] = mapped_column(Moment)
+    num_told: Mapped[int] = mapped_column(default=0)
 
 
 class JobEventTable(Base):

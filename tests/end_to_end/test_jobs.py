@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.servers import running_server, wait_until
+from tests.webhooks import SECRET, receiving
 
 openai = pytest.importorskip(
     "openai", reason="openai is not installed (make test-backends does it)."
@@ -24,9 +25,16 @@ def write_films(path, rows=24):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, decoder_folder):
+def receiver():
+    with receiving() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, decoder_folder, receiver):
     home = tmp_path_factory.mktemp("jobs-home")
-    with running_server(home, str(decoder_folder), dtype="float32") as running:
+    hook = {"webhook_url": receiver.url, "webhook_secret": SECRET}
+    with running_server(home, str(decoder_folder), dtype="float32", **hook) as running:
         yield running
 
 
@@ -84,6 +92,17 @@ def test_a_job_ends_with_an_adapter_that_is_served(sdk, client, films):
     assert job.id in [each.id for each in sdk.fine_tuning.jobs.list(metadata={"team": "support"})]
     followed = [event["message"] for event in client.job_events(job.id)]
     assert followed == [event.message for event in reversed(events)]
+
+
+def test_the_webhook_is_told_that_a_job_has_ended(sdk, receiver, films):
+    job = order(sdk, films, extra_body={"register": {"name": "told"}})
+    sdk.fine_tuning.jobs.cancel(job.id)
+
+    def told():
+        events = [sdk.webhooks.unwrap(body, head, secret=SECRET) for body, head in receiver.got]
+        return [event.type for event in events if event.data.id == job.id]
+
+    assert wait_until(told) == ["fine_tuning.job.cancelled"]
 
 
 def test_a_stream_goes_on_after_the_event_that_was_seen_last(client, sdk, films):

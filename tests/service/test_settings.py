@@ -90,3 +90,16 @@ def test_another_folder_that_cannot_be_made_has_its_own_hint(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(EnvironmentProblem, match="Choose another"):
         make_folder(tmp_path / "file", hint="Choose another.")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"webhook_url": "ftp://there", "webhook_secret": "s"}, "'ftp://there'"),
+        ({"webhook_url": "https://there"}, "webhook_secret"),
+        ({"webhook_url": "https://there", "webhook_secret": "whsec_!"}, "base64"),
+    ],
+)
+def test_a_webhook_that_could_not_be_called_or_believed_is_refused(given, said):
+    with pytest.raises(InvalidRequest, match=said):
+        load_settings(**given)

@@ -49,7 +49,7 @@ def docker_host():
         finally:
             process.terminate()
             process.wait(timeout=READY_SECONDS)
-            subprocess.run(["umount", "-R", folder / "data"], capture_output=True, check=False)
+            _unmount_below(folder)
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +69,13 @@ def images(docker_host, tmp_path_factory):
             done = _run(command, environment)
             assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return names
+
+
+def _unmount_below(folder):
+    """Undo what the daemon leaves mounted, or its folder can't be removed."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for place in reversed([mount for mount in mounts if Path(mount).is_relative_to(folder)]):
+        subprocess.run(["umount", place], capture_output=True, check=True)
 
 
 def _wait_or_skip(condition, process, log):

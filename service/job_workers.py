@@ -23,6 +23,8 @@ _SHARED = (
     "database_url",
     "blob_url",
     "container_image",
+    "kubernetes_claim",
+    "kubernetes_namespace",
     "run_threads",
     "job_timeout_seconds",
     "job_days",

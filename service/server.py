@@ -41,6 +41,7 @@ from service.routes.embeddings import embeddings_router
 from service.routes.files import files_router
 from service.routes.jobs import jobs_router
 from service.routes.lora import lora_router
+from service.routes.metrics import metrics_router
 from service.routes.predict import predict_router
 from service.routes.residency import residency_router
 from service.settings import Settings
@@ -166,6 +167,7 @@ def build_server(settings: Settings) -> Server:
     server.app.include_router(
         jobs_router(state.queue, intake, estimates, settings, lambda: traffic.is_draining)
     )
+    server.app.include_router(metrics_router(calls, state.queue, traffic))
     add_error_handlers(server.app)
     if settings.needs_keys:
         server.app.add_middleware(Guard, state.keys)

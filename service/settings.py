@@ -102,8 +102,13 @@ class Settings(BaseSettings):
     )
     container_image: str | None = Field(
         None,
-        description="Image of runs in containers, from the Dockerfile's target train; no launcher container if unset.",
+        description="Image of runs in containers, from the Dockerfile's target train; no such launcher if unset.",
     )
+    kubernetes_claim: str | None = Field(
+        None,
+        description="PersistentVolumeClaim that the workers' home lies on; no launcher kubernetes if unset.",
+    )
+    kubernetes_namespace: str = Field("default", description="Where runs are Jobs.")
     run_threads: int = Field(1, ge=1, description="CPU threads of a run, for jobs that do not say.")
     job_timeout_seconds: int | None = Field(
         None, ge=1, description="Time that a run gets if its job does not say; no bound if unset."

@@ -206,6 +206,13 @@ class JobQueue:
             )
             return job_of(row)
 
+    def count(self) -> dict[str, int]:
+        """Return how many jobs have each status, in all namespaces."""
+        query = select(JobTable.status, func.count()).group_by(JobTable.status)
+        with self._database.read() as session:
+            found = dict(session.execute(query).tuples().all())
+        return {status.value: found.get(status, 0) for status in Status}
+
     def running(self) -> list[Job]:
         """Return all jobs that are being run, of all namespaces."""
         with self._database.read() as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from service.launchers.base import Launcher
 from service.launchers.container import ContainerLauncher
+from service.launchers.kubernetes import Cluster, KubernetesLauncher
 from service.launchers.process import ProcessLauncher
 from service.settings import Settings
 
@@ -13,4 +14,9 @@ def set_up_launchers(settings: Settings) -> dict[str, Launcher]:
     launchers: dict[str, Launcher] = {"process": ProcessLauncher()}
     if settings.container_image:
         launchers["container"] = ContainerLauncher(settings.container_image)
+        if settings.kubernetes_claim:
+            cluster = Cluster(
+                settings.container_image, settings.kubernetes_claim, settings.kubernetes_namespace
+            )
+            launchers["kubernetes"] = KubernetesLauncher(cluster)
     return launchers

@@ -12,18 +12,18 @@ from typing import Any
 from adapters.errors import EnvironmentProblem, InvalidRequest, Unavailable
 from service.jobs.orders import Resources
 from service.launchers.base import GONE, OUT_OF_MEMORY, RunOrder
+from service.launchers.isolated import (
+    HOME,
+    SCRATCH_BYTES,
+    USER,
+    arguments,
+    entrypoint,
+    environment,
+)
 
 logger = logging.getLogger(__name__)
-# In the container: memory, with the prepared backbones mounted in it. No volume of the image, which keeps its owner.
-_HOME = "/run/headstock"
-_USER = 10001  # the image's own; runs of a worker that is root are this user's
 _MOST_PROCESSES = 512
-_SCRATCH_BYTES = (
-    256 * 2**20
-)  # of compiled kernels and temporary files; what they take counts as the run's memory
 _WEIGHT = 64  # beside 1,024 of whoever says nothing: predictions on the same cores go first
-# The log is a file of the run's folder, so that it outlives the container and whoever started it.
-_COMMAND = 'log=$1; shift; exec python -m training "$@" >>"$log" 2>&1'
 
 
 class ContainerLauncher:
@@ -70,19 +70,15 @@ class ContainerLauncher:
             self._remove(name)
             container = self._docker.containers.run(
                 self._image,
-                entrypoint=["sh", "-c", _COMMAND, "sh"],
-                command=[
-                    str(run.folder / "log.txt"),
-                    str(run.folder / run.config_name),
-                    *("--out", str(run.folder), "--home", _HOME),
-                ],
+                entrypoint=entrypoint(),
+                command=arguments(run),
                 name=name,
                 detach=True,
                 labels={"headstock.job": run.job, "headstock.attempt": str(run.attempt)},
                 user=user,
-                environment=_environment(run.threads),
+                environment=environment(run.threads),
                 volumes=mounts,
-                tmpfs={place: _scratch() for place in (_HOME, "/tmp")},
+                tmpfs={place: _scratch() for place in (HOME, "/tmp")},
                 **self._limits(run),
             )
         return {"container": container.id}
@@ -186,8 +182,8 @@ def _give(folder: Path) -> str:
     if os.geteuid() != 0:
         return f"{os.geteuid()}:{os.getegid()}"
     for path in (folder, *folder.rglob("*")):
-        os.chown(path, _USER, _USER, follow_symlinks=False)
-    return f"{_USER}:{_USER}"
+        os.chown(path, USER, USER, follow_symlinks=False)
+    return f"{USER}:{USER}"
 
 
 def _check_readable(places: list[Path]) -> None:
@@ -199,7 +195,7 @@ def _check_readable(places: list[Path]) -> None:
             wanted = 0o005 if path.is_dir() else 0o004
             if path.stat().st_mode & wanted != wanted:
                 raise EnvironmentProblem(
-                    f"'{path}' can be read by its owner alone, and runs in containers are user {_USER}. "
+                    f"'{path}' can be read by its owner alone, and runs in containers are user {USER}. "
                     f"Run: chmod -R o+rX '{place}'"
                 )
 
@@ -209,23 +205,10 @@ def _mounts(run: RunOrder) -> dict[str, dict[str, str]]:
     prepared.mkdir(exist_ok=True)
     return {
         **{str(path): {"bind": str(path), "mode": "ro"} for path in run.reads},
-        str(prepared): {"bind": f"{_HOME}/backbones", "mode": "ro"},
+        str(prepared): {"bind": f"{HOME}/backbones", "mode": "ro"},
         str(run.folder): {"bind": str(run.folder), "mode": "rw"},
     }
 
 
-def _environment(threads: int) -> dict[str, str]:
-    return {
-        "HEADSTOCK_HOME": _HOME,
-        "HOME": _HOME,
-        "USER": "headstock",  # torch asks for a name, which a user of this machine has not in the image
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "PYTHONWARNINGS": "ignore",
-    }
-
-
 def _scratch() -> str:
-    return f"rw,exec,nosuid,nodev,mode=1777,size={_SCRATCH_BYTES}"  # kernels are compiled, then run
+    return f"rw,exec,nosuid,nodev,mode=1777,size={SCRATCH_BYTES}"  # kernels are compiled, then run

@@ -7,6 +7,7 @@ import threading
 import httpx
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModel, AutoTokenizer
 
 QUESTION = {"question": "Who wrote it?", "context": "Ada Lovelace wrote the first program in 1843."}
@@ -263,3 +264,20 @@ def test_a_sampled_answer_stops_where_it_is_told_and_reports_logprobs(client):
     assert short["finish_reason"] == "stop"
     assert first["summary"].startswith(short["summary"])
     assert stop not in short["summary"]
+
+
+def test_metrics_are_what_prometheus_reads_and_tell_of_engine_and_jobs(client):
+    client.predict("labels", "good")
+    response = client._http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    families = {f.name: f for f in text_string_to_metric_families(response.text)}
+
+    def value(name):
+        (sample,) = families[name].samples
+        return sample.value
+
+    assert (value("headstock_engine_up"), value("headstock_waiting_rows")) == (1, 0)
+    assert value("headstock_engine_rows") >= 1
+    assert value("headstock_requests") == 1  # this one
+    jobs = {s.labels["status"]: s.value for s in families["headstock_jobs"].samples}
+    assert jobs == dict.fromkeys(("queued", "running", "succeeded", "failed", "cancelled"), 0)

@@ -115,16 +115,18 @@ def test_in_bf16_company_changes_no_answer_but_near_ties(home, trained, by_kerne
     ]
     # A step is that of the largest logit: a small one is a sum of large terms, each rounded in its own place.
     step = {n: 2**-8 * max(abs(solo).max() for solo, _ in pairs[n::2]) for n in (0, 1)}
-    flips = 0
+    flips = [0, 0]
     for i, (solo, company) in enumerate(pairs):
         if i % 2 == 0:
             solo, company = solo[:, None], company[:, None]  # the choice is among labels, or tokens
         best = solo.argmax(axis=0)
         for column, choice in enumerate(company.argmax(axis=0)):
             if choice != best[column]:
-                flips += 1
+                flips[i % 2] += 1
                 assert solo[best[column], column] - solo[choice, column] < 2 * step[i % 2]
-    assert flips <= 0.01 * len(rows)
+    assert flips[0] <= 0.01 * num_texts
+    # Nobody trained the head of the spans: its choices are closer than a trained one's, how close depends on the CPU.
+    assert flips[1] <= 0.05 * num_texts
     agreed = [
         forced_agreement(engine, tokens=alone[row.row_id].token_ids, row=row) for row in writers
     ]

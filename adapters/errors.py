@@ -16,6 +16,7 @@ HeadstockError
 ├── TooLarge                  more bytes than are taken
 ├── RunFailed                 a training run that could not go on, such as one that diverged
 ├── RunPaused                 a training run that was stopped, with a checkpoint where there is one
+├── PeerLost                  another process of the same fit is gone; the run can go on from its checkpoint
 ├── Overloaded                the queue is full; try again later
 ├── Unavailable               the engine is not there to answer
 └── EnvironmentProblem        a port in use, a folder that can't be written, a missing package
@@ -98,6 +99,10 @@ class RunFailed(HeadstockError):
 
 class RunPaused(HeadstockError):
     code = "run_paused"
+
+
+class PeerLost(HeadstockError):
+    code = "peer_lost"
 
 
 class DeadlineExceeded(HeadstockError):

@@ -43,8 +43,10 @@ from service.routes.jobs import jobs_router
 from service.routes.lora import lora_router
 from service.routes.metrics import metrics_router
 from service.routes.predict import predict_router
+from service.routes.reports import reports_router
 from service.routes.residency import residency_router
 from service.settings import Settings
+from service.submissions import Submissions
 from service.supervisor import Supervisor
 from service.wire import Wire
 
@@ -154,7 +156,9 @@ def build_server(settings: Settings) -> Server:
     server.app.title = "Headstock"
     server.app.include_router(predict_router(predictor, calls, settings))
     server.app.include_router(embeddings_router(backbone, tokenizer, calls, settings))
-    server.app.include_router(adapters_router(registry, settings))
+    server.app.include_router(
+        adapters_router(registry, Submissions(registry, state.queue, settings))
+    )
     server.app.include_router(aliases_router(registry))
     server.app.include_router(lora_router(registry, settings))
     server.app.include_router(residency_router(registry, calls))
@@ -167,6 +171,7 @@ def build_server(settings: Settings) -> Server:
     server.app.include_router(
         jobs_router(state.queue, intake, estimates, settings, lambda: traffic.is_draining)
     )
+    server.app.include_router(reports_router(state.queue, state.objects))
     server.app.include_router(metrics_router(calls, state.queue, traffic))
     add_error_handlers(server.app)
     if settings.needs_keys:

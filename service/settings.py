@@ -109,6 +109,10 @@ class Settings(BaseSettings):
         description="PersistentVolumeClaim that the workers' home lies on; no launcher kubernetes if unset.",
     )
     kubernetes_namespace: str = Field("default", description="Where runs are Jobs.")
+    ray_address: str | None = Field(
+        None,
+        description="Dashboard of a Ray cluster, such as http://head:8265; no launcher ray if unset.",
+    )
     run_threads: int = Field(1, ge=1, description="CPU threads of a run, for jobs that do not say.")
     job_timeout_seconds: int | None = Field(
         None, ge=1, description="Time that a run gets if its job does not say; no bound if unset."

@@ -16,6 +16,7 @@ from adapters.errors import (
     EnvironmentProblem,
     HeadstockError,
     InvalidRequest,
+    PeerLost,
     RunFailed,
     RunPaused,
 )
@@ -90,6 +91,10 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
     except RunPaused as error:
         log.emit(EventKind.PAUSED, error.message)
         return ExitCode.PAUSED
+    except PeerLost as error:
+        log.emit(EventKind.WARNING, error.message)
+        print(f"Error: {error.message}", file=sys.stderr)
+        return ExitCode.LOST
     except HeadstockError as error:
         log.emit(EventKind.FAILED, error.message, code=error.code, param=error.param)
         print(f"Error: {error.message}", file=sys.stderr)

@@ -26,6 +26,7 @@ UNTRAINED_NAME = "untrained"
 CHECKPOINT_NAME = "checkpoint.safetensors"
 PREDICTIONS_NAME = "predictions.jsonl"
 ESTIMATE_NAME = "estimate.json"
+STOP_NAME = "stop"  # a file that asks all processes of a fit to save and end
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 
 
@@ -39,6 +40,9 @@ class ExitCode(IntEnum):
     FAILED = 1
     BAD_INPUT = 2  # the config or the data is at fault: running it again can't help
     PAUSED = 3  # stopped by SIGTERM, with a checkpoint
+    LOST = (
+        4  # another process of the same fit is gone: running it again goes on from the checkpoint
+    )
 
 
 class BackTranslationSettings(Strict):

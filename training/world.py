@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from adapters.errors import PeerLost
 from adapters.tasks.base import Labelled
 
 
@@ -34,11 +35,20 @@ class World:
         return rows[self.rank :: self.size]
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace fp32 tensors by their sums over all processes."""
+        """Replace fp32 tensors by their sums over all processes.
+
+        Raises:
+            PeerLost: one of them is not there any more.
+        """
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        total = self._accelerator.reduce(flat, "sum")
+        try:
+            total = self._accelerator.reduce(flat, "sum")
+        except RuntimeError as error:  # what gloo and NCCL raise
+            raise PeerLost(
+                f"Another process of this fit is gone ({error}). The same command goes on from the last checkpoint."
+            ) from error
         assert isinstance(total, Tensor)
         parts = total.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):

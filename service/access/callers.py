@@ -18,10 +18,14 @@ class Caller:
     """Args:
     namespace: whose things a bare name means.
     is_bound: by a key: other namespaces are not there for it.
+    key: id of that key.
+    max_jobs: of the key's own that have not ended.
     """
 
     namespace: str = DEFAULT_NAMESPACE
     is_bound: bool = False
+    key: str | None = None
+    max_jobs: int | None = None
 
     def reference(self, text: str) -> Reference:
         """Return an adapter reference as this caller means it.

@@ -38,7 +38,7 @@ class Guard:
         except HeadstockError as error:
             await error_response(error)(scope, receive, send)
             return
-        scope[CALLER_KEY] = Caller(key.namespace, is_bound=True)
+        scope[CALLER_KEY] = Caller(key.namespace, is_bound=True, key=key.id, max_jobs=key.max_jobs)
         await self._app(scope, receive, send)
 
     async def _admit(self, scope: Any) -> Key:

@@ -35,6 +35,7 @@ class Key:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    max_jobs: int | None = None
 
     @property
     def is_valid(self) -> bool:
@@ -57,8 +58,12 @@ class Keys:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         days: float | None = None,
+        max_jobs: int | None = None,
     ) -> tuple[Key, str]:
         """Make a key; returns it and its secret, which nobody can tell again.
+
+        Args:
+            max_jobs: that it ordered and that have not ended; without a bound if None.
 
         Raises:
             InvalidRequest: a name, scope or time can't be taken.
@@ -76,6 +81,10 @@ class Keys:
                 f"A key can't expire in '{days}' days; more than 0 and at most {_MOST_DAYS}.",
                 param="days",
             )
+        if max_jobs is not None and max_jobs < 0:
+            raise InvalidRequest(
+                f"A key can't have '{max_jobs}' jobs at most; 0 or more.", param="max_jobs"
+            )
         made_at = now()
         identity = secrets.token_hex(8)
         secret = f"{_PREFIX}-{identity}-{secrets.token_urlsafe(32)}"
@@ -84,6 +93,7 @@ class Keys:
             namespace=namespace,
             name=name,
             scopes=sorted(set(scopes)),
+            max_jobs=max_jobs,
             sha256=_hash(secret),
             created_at=made_at,
             expires_at=None if days is None else made_at + timedelta(days=days),
@@ -138,4 +148,5 @@ def _key_of(row: KeyTable) -> Key:
         row.created_at,
         row.expires_at,
         row.revoked_at,
+        row.max_jobs,
     )

@@ -24,11 +24,14 @@ def create(
         str, typer.Option(help="Whose adapters, files and jobs it sees.")
     ] = "default",
     days: Annotated[float | None, typer.Option(help="Until it expires; never, if not set.")] = None,
+    max_jobs: Annotated[
+        int | None, typer.Option(help="Of its jobs that wait or run at once; no bound, if not set.")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Make a key and print it: this once."""
     given = [scope for part in scopes.split(",") if (scope := part.strip())]
-    key, secret = _keys(home).create(name, given, namespace=namespace, days=days)
+    key, secret = _keys(home).create(name, given, namespace=namespace, days=days, max_jobs=max_jobs)
     typer.echo(f"Made key {key.id}. Keep it now, it is not shown again:", err=True)
     typer.echo(secret)
 

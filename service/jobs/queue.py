@@ -47,12 +47,14 @@ class JobQueue:
         namespace: str = DEFAULT_NAMESPACE,
         idempotency_key: str | None = None,
         most_active: int | None = None,
+        key: str | None = None,
+        most_of_key: int | None = None,
     ) -> Job:
         """Put an order into the queue; with a key that was used before, return the job that it made.
 
         Raises:
             Conflict: the key was used for another order.
-            Overloaded: the namespace has ``most_active`` jobs that have not ended.
+            Overloaded: the namespace has ``most_active`` jobs that have not ended, or the API key ``most_of_key``.
         """
         dumped = order.model_dump(mode="json", by_alias=True)
         with self._database.write() as session:
@@ -63,10 +65,12 @@ class JobQueue:
                 if made is not None:
                     _check_same(made, dumped, idempotency_key)
                     return job_of(made)
-            _check_quota(session, namespace, most_active)
+            _check_quota(session, _of(namespace), most_active)
+            _check_quota(session, _of(namespace).where(JobTable.key == key), most_of_key)
             row = JobTable(
                 id=job or new_job_id(),
                 namespace=namespace,
+                key=key,
                 status=Status.QUEUED,
                 priority=order.resources.priority,
                 order=dumped,
@@ -340,10 +344,10 @@ def _check_same(made: JobTable, order: dict[str, Any], key: str) -> None:
         )
 
 
-def _check_quota(session: Session, namespace: str, most: int | None) -> None:
+def _check_quota(session: Session, jobs: Select[JobTable], most: int | None) -> None:
     if most is None:
         return
-    active = _of(namespace).where(JobTable.status.in_((Status.QUEUED, Status.RUNNING)))
+    active = jobs.where(JobTable.status.in_((Status.QUEUED, Status.RUNNING)))
     count = session.scalar(active.with_only_columns(func.count())) or 0
     if count >= most:
         raise Overloaded(

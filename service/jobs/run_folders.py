@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from service.jobs.worker import Workplace
 
 ASKED_NAME = f"requested-{CONFIG_NAME}"
+LOG_NAME = "log.txt"
 
 
 def estimate_key(config: RunConfig) -> str:
@@ -47,7 +48,7 @@ class RunFolder:
         self._root = place.home / "jobs" / job.id
         self.events = self._root / EVENTS_NAME
         self.bundle = self._root / BUNDLE_NAME
-        self.log = self._root / "log.txt"
+        self.log = self._root / LOG_NAME
         self._checkpoint = self._root / CHECKPOINT_NAME
         self._stored_at = 0.0  # the time of the checkpoint that was stored last
 

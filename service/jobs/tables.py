@@ -37,6 +37,7 @@ class JobTable(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(String(64), unique=True)
     namespace: Mapped[str] = mapped_column(String(64), index=True)
+    key: Mapped[str | None] = mapped_column(String(32))  # the API key that ordered it
     status: Mapped[str] = mapped_column(String(16))
     is_paused: Mapped[bool] = mapped_column(default=False)
     wish: Mapped[str] = mapped_column(String(16), default="")  # pause or cancel, for the worker

@@ -6,6 +6,7 @@ from service.launchers.base import Launcher
 from service.launchers.container import ContainerLauncher
 from service.launchers.kubernetes import Cluster, KubernetesLauncher
 from service.launchers.process import ProcessLauncher
+from service.launchers.ray import RayLauncher
 from service.settings import Settings
 
 
@@ -19,4 +20,6 @@ def set_up_launchers(settings: Settings) -> dict[str, Launcher]:
                 settings.container_image, settings.kubernetes_claim, settings.kubernetes_namespace
             )
             launchers["kubernetes"] = KubernetesLauncher(cluster)
+    if settings.ray_address:
+        launchers["ray"] = RayLauncher(settings.ray_address)
     return launchers

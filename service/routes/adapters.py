@@ -3,55 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from adapters.errors import InvalidRequest, TooLarge
 from adapters.reference import Reference, check_name
-from adapters.registry.notes import check_note
 from adapters.registry.records import Adapter, Alias, Version
 from adapters.registry.registry import Registry
-from adapters.validation import first_problem
 from service.access.callers import Who
-from service.archives import unpack
-from service.settings import Settings
-from service.sources import fetch_source
-from service.uploads import is_json, receive
+from service.submissions import Submissions
 
 MAX_VERSION = 10**9
-_MOST_JSON = 2**16
-
 Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
 
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-
-
-class TargetBody(BaseModel):
-    """What a version is to be called: from the URL or, in a form, its fields."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    note: str = ""
-    tags: dict[str, str] = Field(default_factory=dict)
-    backbone: str | None = None
-
-
-class SourceBody(TargetBody):
-    """A bundle that the server is to fetch."""
-
-    url: str
-
-
-Target = TypeVar("Target", bound=TargetBody)
 
 
 class NotesBody(BaseModel):
@@ -61,9 +30,8 @@ class NotesBody(BaseModel):
     tags: dict[str, str] | None = None
 
 
-def adapters_router(registry: Registry, settings: Settings) -> APIRouter:
+def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
     router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
-    most = settings.max_bundle_bytes
 
     @router.get("")
     async def list_adapters(who: Who, limit: Limit = 1000, after: str = "") -> dict[str, Any]:
@@ -86,27 +54,14 @@ def adapters_router(registry: Registry, settings: Settings) -> APIRouter:
     ) -> dict[str, Any]:
         """Store a bundle or a stock PEFT folder as the next version of ``name``.
 
-        It comes in the body, as a tar or zip file or a form with one, or is fetched: ``{"name", "url"}`` as JSON.
+        It comes in the body, as a tar or zip file or a form with one, or the server gets it: ``{"name", "url"}`` or
+        ``{"name", "job"}`` as JSON, that of a job that has succeeded.
         """
-        given = {"name": name, "note": note, "backbone": backbone}
-        given = {key: value for key, value in given.items() if value is not None}
+        in_url = {"name": name, "note": note, "backbone": backbone}
+        given = {key: value for key, value in in_url.items() if value is not None}
         if name is not None:
             check_name(name, what="adapter name")
-        with tempfile.TemporaryDirectory(prefix="headstock-upload-") as scratch:
-            folder = Path(scratch) / "bundle"
-            folder.mkdir()
-            if is_json(request.headers):
-                fields = await _read_json(request)
-                source = _target(SourceBody, {**fields, **given})
-                await asyncio.to_thread(
-                    fetch_source, source.url, settings.trusted_urls(), folder, most
-                )
-                target: TargetBody = source
-            else:
-                archive = Path(scratch) / "archive"
-                received = await receive(request.headers, request.stream(), archive, most)
-                target = _target(TargetBody, {**received, **given})
-                await asyncio.to_thread(unpack, archive, folder, most)
+        async with submissions.receive(request, given, who) as (target, folder):
             version = await asyncio.to_thread(
                 registry.create_version,
                 target.name,
@@ -172,33 +127,6 @@ def adapters_router(registry: Registry, settings: Settings) -> APIRouter:
         return {"name": name, "deleted": True}
 
     return router
-
-
-async def _read_json(request: Request) -> dict[str, Any]:
-    """Return the object in a body, which is read no further than one may be long."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_JSON:
-            raise TooLarge(f"A JSON body of more than '{_MOST_JSON}' bytes is not taken here.")
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequest('The body must be an object: {"name": …, "url": …}.')
-    return fields
-
-
-def _target(model: type[Target], fields: dict[str, Any]) -> Target:
-    try:
-        target = model.model_validate(fields)
-    except ValidationError as error:
-        message, param = first_problem(error)
-        raise InvalidRequest(f"Of the upload, {message}", param=param) from error
-    check_name(target.name, what="adapter name")
-    check_note(target.note)
-    return target
 
 
 def adapter_body(adapter: Adapter) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def jobs_router(
             namespace=who.namespace,
             idempotency_key=idempotency_key,
             most_active=settings.max_active_jobs,
+            key=who.key,
+            most_of_key=who.max_jobs,
         )
         return job_body(made)
 

@@ -94,6 +94,28 @@ def test_a_job_ends_with_an_adapter_that_is_served(sdk, client, films):
     assert followed == [event.message for event in reversed(events)]
 
 
+def test_what_a_finished_job_made_becomes_another_adapter_s_version_too(sdk, client, films):
+    job = order(sdk, films, extra_body={"register": {"name": "made"}})
+    body = {"name": "copied", "job": job.id, "note": "from its job"}
+    refused = client._http.post("/v1/adapters", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (409, "job")
+    assert client._http.get(f"/v1/fine_tuning/jobs/{job.id}/report").status_code == 404
+    assert ended(sdk, job).status == "succeeded"
+    made = client._http.post("/v1/adapters", json=body).json()
+    assert (made["name"], made["version"], made["note"]) == ("copied", 1, "from its job")
+    assert made["digest"] == client.get_adapter("made")["versions"][0]["digest"]
+    assert client.predict("copied", "a good film")[0]["label"] in ("pos", "neg")
+    missing = client._http.post("/v1/adapters", json={**body, "job": "ftjob-none"})
+    assert missing.status_code == 404
+    both = client._http.post("/v1/adapters", json={**body, "url": "file:///x"})
+    assert both.status_code == 400
+    report = client._http.get(f"/v1/fine_tuning/jobs/{job.id}/report")
+    assert report.headers["content-type"].startswith("text/html")
+    assert "sandbox" in report.headers["content-security-policy"]
+    assert "accuracy" in report.text
+    assert client._http.get(f"/v1/fine_tuning/jobs/{job.id}/log").status_code == 200
+
+
 def test_the_webhook_is_told_that_a_job_has_ended(sdk, receiver, films):
     job = order(sdk, films, extra_body={"register": {"name": "told"}})
     sdk.fine_tuning.jobs.cancel(job.id)

@@ -34,7 +34,7 @@ def secrets(home):
     wanted = {
         "reader": ("predict", "blue"),
         "writer": ("predict,adapters:write", "blue"),
-        "trainer": ("jobs", "blue"),
+        "trainer": ("jobs", "blue", "--max-jobs", "1"),
         "stranger": ("admin", "red"),
         "short": ("admin", "blue", "--days", "0.0000001"),
     }
@@ -106,6 +106,8 @@ def test_files_and_jobs_are_their_namespace_s(call, tmp_path):
     assert call("reader", "POST", "/v1/fine_tuning/jobs", json=order).status_code == 403
     job = call("trainer", "POST", "/v1/fine_tuning/jobs", json=order).json()
     assert job["status"] == "queued"
+    more = call("trainer", "POST", "/v1/fine_tuning/jobs", json=order)
+    assert (more.status_code, more.json()["error"]["code"]) == (429, "overloaded")
     for path in (f"/v1/files/{file['id']}", f"/v1/fine_tuning/jobs/{job['id']}"):
         assert call("stranger", "GET", path).status_code == 404
         assert call("trainer", "GET", path).status_code == 200

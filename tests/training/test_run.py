@@ -1,15 +1,21 @@
 """``python -m training`` as a command: a bundle and a result come out, or one clear line."""
 
+import contextlib
+import io
 import json
 import math
 import signal
 import subprocess
 import sys
+import traceback
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from adapters.bundle import load_bundle
+from training.__main__ import main
 from training.contract import Event, EventKind, ExitCode, RunResult
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,10 +58,25 @@ def command(tmp_path, config):
     ]
 
 
-def run(tmp_path, config):
+def run_alone(tmp_path, config):
+    """Run in a process of its own, as a user does."""
     return subprocess.run(
         command(tmp_path, config), cwd=ROOT, capture_output=True, text=True, check=False
     )
+
+
+def run(tmp_path, config):
+    """Run the same in this process, which has imported already what a run needs for seconds."""
+    stderr, heeded = io.StringIO(), signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.redirect_stderr(stderr), warnings.catch_warnings():
+            code = main(command(tmp_path, config)[3:])
+    except Exception:
+        code = 1
+        traceback.print_exc(file=stderr)
+    finally:
+        signal.signal(signal.SIGTERM, heeded)
+    return SimpleNamespace(returncode=code, stderr=stderr.getvalue())
 
 
 def events(tmp_path):
@@ -64,7 +85,7 @@ def events(tmp_path):
 
 
 def test_a_run_makes_a_bundle_that_has_learned(tmp_path, config, decoder_spec):
-    done = run(tmp_path, config)
+    done = run_alone(tmp_path, config)
     assert done.returncode == ExitCode.DONE, done.stderr
     result = RunResult.model_validate_json((tmp_path / "out" / "result.json").read_text())
     bundle = load_bundle(tmp_path / "out" / "bundle", decoder_spec)
@@ -84,7 +105,7 @@ def test_a_run_on_a_quantised_backbone_learns_and_records_it_beside_the_fingerpr
     tmp_path, config, decoder_spec, kind
 ):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes can't be imported here")
-    done = run(tmp_path, {**config, "dtype": kind, "evaluate_untrained": False})
+    done = run_alone(tmp_path, {**config, "dtype": kind, "evaluate_untrained": False})
     assert done.returncode == ExitCode.DONE, done.stderr
     assert "bitsandbytes" not in done.stderr
     manifest = load_bundle(tmp_path / "out" / "bundle", decoder_spec).manifest

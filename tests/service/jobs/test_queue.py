@@ -136,6 +136,15 @@ def test_a_namespace_has_its_quota_and_sees_its_own(queue):
     assert [job.id for job in queue.list_jobs(namespace="other")] == [other.id]
 
 
+def test_a_key_has_its_own_quota(queue):
+    first = submit(queue, key="a", most_of_key=1)
+    with pytest.raises(Overloaded, match="'1' jobs"):
+        submit(queue, key="a", most_of_key=1)
+    submit(queue, key="b", most_of_key=1)
+    queue.cancel(first.id)
+    submit(queue, key="a", most_of_key=1)
+
+
 def test_lists_come_in_pages(queue):
     ids = [submit(queue).id for _ in range(5)]
     newest = queue.list_jobs(limit=2)

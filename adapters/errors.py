@@ -14,6 +14,7 @@ HeadstockError
 ├── PredictionFailed          a row that ran and gave no usable numbers
 ├── DeadlineExceeded          a row that was not finished in the time it had
 ├── TooLarge                  more bytes than are taken
+├── StorageFull               a disk or a store has no room left
 ├── RunFailed                 a training run that could not go on, such as one that diverged
 ├── RunPaused                 a training run that was stopped, with a checkpoint where there is one
 ├── PeerLost                  another process of the same fit is gone; the run can go on from its checkpoint
@@ -91,6 +92,10 @@ class UnsupportedBackbone(HeadstockError):
 
 class PredictionFailed(HeadstockError):
     code = "prediction_failed"
+
+
+class StorageFull(HeadstockError):
+    code = "storage_full"
 
 
 class RunFailed(HeadstockError):

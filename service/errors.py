@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from adapters.errors import HeadstockError
+from adapters.errors import HeadstockError, StorageFull
+from adapters.storage import is_full
 from adapters.validation import first_problem, printable
 
 STATUS = {
@@ -29,6 +30,7 @@ STATUS = {
     "prediction_failed": 500,
     "unavailable": 503,
     "deadline_exceeded": 504,
+    "storage_full": 507,
 }
 
 RETRIED = ("overloaded", "unavailable")  # nothing was done: the same request may be sent again
@@ -63,6 +65,16 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HeadstockError)
     async def _ours(_: Request, error: HeadstockError) -> JSONResponse:
         return error_response(error)
+
+    @app.exception_handler(OSError)
+    async def _system(_: Request, error: OSError) -> JSONResponse:
+        if not is_full(error):
+            raise error
+        return error_response(
+            StorageFull(
+                "The server's disk has no room left. Make some, and send the request again."
+            )
+        )
 
     @app.exception_handler(RequestValidationError)
     async def _body(_: Request, error: RequestValidationError) -> JSONResponse:

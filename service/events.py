@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,6 +13,7 @@ from adapters.runtime.rows import RowResult
 from adapters.text_stream import StreamText
 from service.calls import Call
 from service.errors import error_body
+from service.threads import in_quick_thread
 from service.wire import Reply, RowParts, RowsDone
 
 
@@ -57,7 +57,7 @@ async def prediction_events(
             reply = await call.next()
         assert isinstance(reply, RowsDone)
         (result,) = reply.results
-        answer = await asyncio.to_thread(finish, result)
+        answer = await in_quick_thread(finish, result)
         if isinstance(answer, HeadstockError):
             raise answer
         # Tokens of the last step may come with the result alone.

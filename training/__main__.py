@@ -22,6 +22,7 @@ from adapters.errors import (
 )
 from adapters.home import default_home
 from adapters.runtime.onednn import bound_caches
+from adapters.storage import is_full
 from adapters.validation import first_problem
 from training.contract import (
     CHECKPOINT_NAME,
@@ -94,12 +95,15 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
     except PeerLost as error:
         log.emit(EventKind.WARNING, error.message)
         print(f"Error: {error.message}", file=sys.stderr)
-        return ExitCode.LOST
+        return ExitCode.INTERRUPTED
     except HeadstockError as error:
         log.emit(EventKind.FAILED, error.message, code=error.code, param=error.param)
         print(f"Error: {error.message}", file=sys.stderr)
         return ExitCode.FAILED if isinstance(error, RunFailed) else ExitCode.BAD_INPUT
     except Exception as error:
+        if is_full(error):  # an event would find no room either
+            print(f"Error: no room left for the run's files: {error}", file=sys.stderr)
+            return ExitCode.INTERRUPTED
         log.emit(EventKind.FAILED, f"{type(error).__name__}: {error}", code="internal")
         raise
     if result is None:

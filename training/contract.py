@@ -40,9 +40,8 @@ class ExitCode(IntEnum):
     FAILED = 1
     BAD_INPUT = 2  # the config or the data is at fault: running it again can't help
     PAUSED = 3  # stopped by SIGTERM, with a checkpoint
-    LOST = (
-        4  # another process of the same fit is gone: running it again goes on from the checkpoint
-    )
+    # What it ran on failed: a process of the same fit is gone, a disk is full. Again goes on from the checkpoint.
+    INTERRUPTED = 4
 
 
 class BackTranslationSettings(Strict):

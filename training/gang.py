@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fit(options: argparse.Namespace, stop: Path) -> int:
-    """Run all processes, and return the first one's exit code; `ExitCode.LOST` if any was lost."""
+    """Run all processes, and return the first one's exit code; `ExitCode.INTERRUPTED` if any was lost."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
@@ -72,7 +72,7 @@ def _fit(options: argparse.Namespace, stop: Path) -> int:
         return int(result.return_value)
     except TrainingFailedError as error:
         print(f"Error: {error}", file=sys.stderr)
-        return ExitCode.LOST
+        return ExitCode.INTERRUPTED
 
 
 def _run_process(config: dict[str, Any]) -> int:

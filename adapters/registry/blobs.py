@@ -12,6 +12,7 @@ import fsspec
 
 from adapters.bundle import MANIFEST_FILE
 from adapters.errors import EnvironmentProblem, NotFound
+from adapters.storage import telling_store
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -40,30 +41,37 @@ class BlobStore:
         self._is_local = "file" in self._fs.protocol
 
     def push(self, folder: Path, digest: str) -> None:
-        """Store a bundle's files, all or none as far as a reader can see."""
+        """Store a bundle's files, all or none as far as a reader can see.
+
+        Raises:
+            StorageFull, Unavailable: the store can't be used.
+        """
         target = self._folder(digest)
-        if self._fs.exists(f"{target}/{MANIFEST_FILE}"):
-            return
-        if self._is_local:
-            _copy_folder(folder, Path(target))
-            return
-        self._fs.makedirs(target, exist_ok=True)
-        # The manifest goes last: without it, a half-pushed bundle is not taken for a whole one.
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
-            self._fs.put_file(str(path), f"{target}/{path.name}")
+        with telling_store(self._root):
+            if self._fs.exists(f"{target}/{MANIFEST_FILE}"):
+                return
+            if self._is_local:
+                _copy_folder(folder, Path(target))
+                return
+            self._fs.makedirs(target, exist_ok=True)
+            # The manifest goes last: without it, a half-pushed bundle is not taken for a whole one.
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
+                self._fs.put_file(str(path), f"{target}/{path.name}")
 
     def fetch(self, digest: str) -> Path:
         """Return a local folder with the bundle of a digest.
 
         Raises:
             NotFound: the store has no such bundle.
+            StorageFull, Unavailable: the store, or the cache, can't be used.
         """
         source = self._folder(digest)
         if self._is_local:
             if not (Path(source) / MANIFEST_FILE).is_file():
                 raise _lost(digest)
             return Path(source)
-        return self._download(source, digest)
+        with telling_store(self._root):
+            return self._download(source, digest)
 
     def stored_before(self, moment: datetime) -> list[str]:
         """Return the digests whose bytes, whole or not, were stored before a moment."""

@@ -11,7 +11,7 @@ import torch
 
 from adapters.backbone import Backbone
 from adapters.bundle import load_bundle
-from adapters.errors import HeadstockError, PredictionFailed
+from adapters.errors import HeadstockError, PredictionFailed, StorageFull, Unavailable
 from adapters.runtime.bank import Bank
 from adapters.runtime.host import HostTier
 from adapters.runtime.weights import AdapterWeights, prepare_weights, weights_bytes
@@ -169,4 +169,10 @@ def _no_room() -> PredictionFailed:
 
 def _load_error(error: Exception) -> HeadstockError:
     reason = error.message if isinstance(error, HeadstockError) else repr(error)
-    return PredictionFailed(f"The adapter could not be loaded: {reason}")
+    told = f"The adapter could not be loaded: {reason}"
+    # The store's fault, not the adapter's: the same request may do later.
+    return (
+        type(error)(told)
+        if isinstance(error, StorageFull | Unavailable)
+        else PredictionFailed(told)
+    )

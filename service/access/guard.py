@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -12,6 +11,7 @@ from adapters.errors import Forbidden, HeadstockError, Unauthorized
 from service.access.callers import CALLER_KEY, Caller
 from service.access.keys import Key, Keys
 from service.errors import error_response
+from service.threads import in_quick_thread
 
 _OPEN_PATHS = ("/health", "/docs", "/openapi.json", "/redoc")
 _READ = ("GET", "HEAD", "OPTIONS")
@@ -60,7 +60,7 @@ class Guard:
         key, seen_at = self._seen.get(secret, (None, -_REMEMBERED_SECONDS))
         if time.monotonic() - seen_at < _REMEMBERED_SECONDS:
             return key
-        key = await asyncio.to_thread(self._keys.find, secret)
+        key = await in_quick_thread(self._keys.find, secret)
         if len(self._seen) >= _MOST_REMEMBERED:
             self._seen.clear()
         self._seen[secret] = (key, time.monotonic())

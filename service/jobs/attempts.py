@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adapters.errors import HeadstockError, Unavailable
@@ -195,8 +196,7 @@ class Attempt:
         elif code in (ExitCode.FAILED, ExitCode.BAD_INPUT):
             self._told_failure()
         else:
-            how = "its run is gone" if code == GONE else f"its run ended with code '{code}'"
-            queue.give_back(job, attempt, how, is_failure=True)
+            queue.give_back(job, attempt, _how(code, self._folder.log), is_failure=True)
 
     def _succeed(self) -> None:
         result = self._folder.result()
@@ -235,3 +235,10 @@ class Attempt:
                 logger.warning("%s", error.message)
                 if self._stopping.wait(self._poll_seconds):
                     raise
+
+
+def _how(code: int, log: Path) -> str:
+    """Return what to say of an end that is worth another attempt."""
+    if code == ExitCode.INTERRUPTED:
+        return f"its run was interrupted: {last_line(log)}"
+    return "its run is gone" if code == GONE else f"its run ended with code '{code}'"

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 import fsspec
 
 from adapters.errors import EnvironmentProblem
+from adapters.storage import telling_store
 
 
 class ObjectStore:
-    """Puts and gets whole files.
+    """Puts and gets whole files; `StorageFull` or `Unavailable` if the store can't be used.
 
     Args:
         url: an fsspec URL or a plain folder.
@@ -32,6 +33,10 @@ class ObjectStore:
     def put(self, source: Path, key: str) -> None:
         """Store a file; a reader sees all of it or none."""
         target = self._place(key)
+        with telling_store(self._root):
+            self._put(source, target)
+
+    def _put(self, source: Path, target: str) -> None:
         if not self._is_local:
             self._fs.put_file(str(source), target)
             return
@@ -48,7 +53,8 @@ class ObjectStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
         try:
-            self._fs.get_file(self._place(key), str(beside))
+            with telling_store(self._root):
+                self._fs.get_file(self._place(key), str(beside))
         except FileNotFoundError:
             return False
         else:
@@ -73,8 +79,9 @@ class ObjectStore:
     def remove(self, key: str) -> None:
         """Remove a key, or all keys under it; nothing happens if there are none."""
         place = self._place(key)
-        if self._fs.exists(place):
-            self._fs.rm(place, recursive=True)
+        with telling_store(self._root):
+            if self._fs.exists(place):
+                self._fs.rm(place, recursive=True)
 
     def _place(self, key: str) -> str:
         assert ".." not in key.split("/"), key  # keys are ours: ids and fixed names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from typing import Any
@@ -18,6 +17,7 @@ from service.calls import EngineCalls
 from service.protocols import embeddings
 from service.routes.predict import unless_gone
 from service.settings import Settings
+from service.threads import in_quick_thread
 
 
 def embeddings_router(
@@ -56,7 +56,7 @@ def embeddings_router(
             )
         texts = embeddings.texts_of(body, settings.max_rows_per_call)
         deadline = time.monotonic() + settings.request_timeout_seconds
-        rows = await asyncio.to_thread(rows_of, body, texts, deadline)
+        rows = await in_quick_thread(rows_of, body, texts, deadline)
         results = await unless_gone(request, calls.run(rows))
         answer = embeddings.answer(body, results, sum(len(row.token_ids) for row in rows))
         if isinstance(answer, HeadstockError):

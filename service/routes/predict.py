@@ -19,6 +19,7 @@ from service.events import EventStream, prediction_events
 from service.predictor import Predictor, Prepared, rows_of, with_earlier_usage
 from service.protocols import native
 from service.settings import Settings
+from service.threads import in_quick_thread
 from service.wire import RowsDone
 
 _LOOK_SECONDS = 0.25  # how often a waiting call looks whether its client is still there
@@ -38,7 +39,7 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
         if body.stream:
             prepare = functools.partial(predictor.prepare_stream, items[0], deadline, who)
             return await _stream(predictor, calls, request, prepare)
-        prepared = await asyncio.to_thread(predictor.prepare, items, deadline, who)
+        prepared = await in_quick_thread(predictor.prepare, items, deadline, who)
         rows = rows_of(prepared)
         native.check_rows(len(rows), len(items), settings.max_rows_per_call)
         return native.answer(await _answers(predictor, calls, request, prepared))
@@ -60,8 +61,8 @@ async def _answers(
     """Return the items' answers, after as many rounds of the engine as they take."""
     rows = rows_of(prepared)
     results = await unless_gone(request, calls.run(rows)) if rows else []
-    answers = await asyncio.to_thread(predictor.finish, prepared, results)
-    again = await asyncio.to_thread(predictor.follow_ups, prepared, answers)
+    answers = await in_quick_thread(predictor.finish, prepared, results)
+    again = await in_quick_thread(predictor.follow_ups, prepared, answers)
     if again:
         later = await _answers(predictor, calls, request, list(again.values()))
         for i, answer in zip(again, later, strict=True):
@@ -76,7 +77,7 @@ async def _stream(
     prepare: Callable[[], Prepared],
 ) -> Response:
     """Return the events of one generated answer, or raise what is wrong before there is any."""
-    prepared = await asyncio.to_thread(prepare)
+    prepared = await in_quick_thread(prepare)
     call = calls.open(prepared.rows)
     try:
         first = await unless_gone(request, call.next())

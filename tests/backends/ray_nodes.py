@@ -5,15 +5,15 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.gates import Gate
 from tests.servers import wait_until
 
 HEAD, DASHBOARD = "10.77.0.1", 8265
@@ -120,51 +120,23 @@ class Nodes:
         self._processes.append(process)
 
 
-class Door:
+class Door(Gate):
     """An address on this machine's loopback that leads to one in a namespace."""
 
     def __init__(self, namespace, host, port):
-        self._namespace, self._target = namespace, (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self):
-        self._listener.close()
+        self._namespace = namespace
+        super().__init__(host, port)
 
     def connect(self):
         """Return a connection made in the namespace: a thread may be in another one than its process."""
-        made = []
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self._enter).result()
 
-        def enter():
-            with contextlib.suppress(OSError), open(f"/run/netns/{self._namespace}") as file:
-                if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _NEW_NETWORK) == 0:
-                    made.append(socket.create_connection(self._target, timeout=5))
-
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-        return made[0] if made else None
-
-    def _serve(self):
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = self.connect()
-                if far is None:
-                    near.close()
-                    continue
-                far.settimeout(None)
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
-
-
-def _pump(source, sink):
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+    def _enter(self):
+        with open(f"/run/netns/{self._namespace}") as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _NEW_NETWORK):
+                raise OSError(ctypes.get_errno(), "setns")
+        return super().connect()
 
 
 def skip_unless_nodes_can_be_had():
@@ -192,12 +164,12 @@ def running_nodes(folder, cpus):
         yield nodes, f"http://127.0.0.1:{door.port}"
     finally:
         if door is not None:
-            door.close()
+            door.shut()
         nodes.remove()
 
 
 def _answers(door):
-    connection = door.connect()
-    if connection is not None:
-        connection.close()
-    return connection is not None
+    with contextlib.suppress(OSError):
+        door.connect().close()
+        return True
+    return False

@@ -117,7 +117,7 @@ def test_a_paused_run_saves_a_checkpoint_and_goes_on(client, films, home):
 @pytest.mark.timeout(900)
 def test_a_fit_over_two_nodes_outlives_one_of_them(client, nodes, films):
     digests = []
-    training = {"epochs": 150, "checkpoint_seconds": 0.2}
+    training = {"epochs": 40, "checkpoint_seconds": 0.2}
     for name, dies in (("whole", False), ("bereft", True)):
         job = submit(client, films, name, training=training, resources={"workers": 2})
         if dies:

@@ -126,7 +126,14 @@ class Client:
             response.close()
 
     def list_adapters(self) -> list[dict[str, Any]]:
-        adapters: list[dict[str, Any]] = self._call("GET", "/v1/adapters")["adapters"]
+        """Return all adapters, which the server lists in pages."""
+        adapters: list[dict[str, Any]] = []
+        has_more = True
+        while has_more:
+            after = adapters[-1]["name"] if adapters else ""
+            page = self._call("GET", "/v1/adapters", params={"after": after})
+            adapters += page["adapters"]
+            has_more = page["has_more"]
         return adapters
 
     def get_adapter(self, name: str) -> dict[str, Any]:

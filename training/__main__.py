@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -101,8 +102,9 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
         print(f"Error: {error.message}", file=sys.stderr)
         return ExitCode.FAILED if isinstance(error, RunFailed) else ExitCode.BAD_INPUT
     except Exception as error:
-        if is_full(error):  # an event would find no room either
-            print(f"Error: no room left for the run's files: {error}", file=sys.stderr)
+        if is_full(error):
+            with contextlib.suppress(OSError):  # neither an event nor, often, a line finds room
+                print(f"Error: no room left for the run's files: {error}", file=sys.stderr)
             return ExitCode.INTERRUPTED
         log.emit(EventKind.FAILED, f"{type(error).__name__}: {error}", code="internal")
         raise

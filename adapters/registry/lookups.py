@@ -70,8 +70,8 @@ def find_version(session: Session, adapter: AdapterTable, number: int) -> Versio
 
 def latest(session: Session, adapter: AdapterTable) -> int:
     """Return the newest version's number; 0 if there is none."""
-    numbers = live_versions(adapter).with_only_columns(func.max(VersionTable.number))
-    return session.scalar(numbers) or 0
+    numbers = live_versions(adapter).with_only_columns(VersionTable.number)
+    return session.scalar(numbers.order_by(VersionTable.number.desc()).limit(1)) or 0
 
 
 def next_number(session: Session, adapter: AdapterTable) -> int:
@@ -103,12 +103,16 @@ def find_alias(session: Session, adapter: AdapterTable, alias: str) -> AliasTabl
 def adapters_of(session: Session, rows: Sequence[AdapterTable]) -> list[Adapter]:
     """Return adapters with their newest versions and aliases: two queries, however many they are."""
     ids = [row.id for row in rows]
-    newest = session.execute(
-        select(VersionTable.adapter_id, func.max(VersionTable.number).label("number"))
-        .where(VersionTable.adapter_id.in_(ids), VersionTable.deleted_at.is_(None))
-        .group_by(VersionTable.adapter_id)
+    # The last step of an index for each adapter; a maximum by group walks through all versions there are.
+    newest = (
+        select(VersionTable.number)
+        .where(VersionTable.adapter_id == AdapterTable.id, VersionTable.deleted_at.is_(None))
+        .order_by(VersionTable.number.desc())
+        .limit(1)
     )
-    numbers = {row.adapter_id: row.number for row in newest}
+    number = newest.scalar_subquery().label("number")
+    found_numbers = session.execute(select(AdapterTable.id, number).where(AdapterTable.id.in_(ids)))
+    numbers = {row.id: row.number for row in found_numbers}
     aliases: dict[int, list[Alias]] = {}
     found = select(AliasTable).where(AliasTable.adapter_id.in_(ids)).order_by(AliasTable.name)
     for alias in session.scalars(found):

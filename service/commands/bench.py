@@ -52,6 +52,33 @@ def bench_serving(
     run_serving(options, names, settings.home, json_file)
 
 
+@app.command("registry")
+def bench_registry(
+    only: Annotated[str | None, typer.Option(help="Workloads, such as R1,R2.")] = None,
+    json_file: Annotated[Path, typer.Option("--json", help="Where the report goes.")] = Path(
+        "bench-registry.json"
+    ),
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            help="An empty database of PostgreSQL, to be filled and emptied.",
+            envvar="HEADSTOCK_BENCH_DATABASE_URL",
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Timed rounds; the median counts.", min=1)] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Less of everything, one round.")] = False,
+    backbone: BackboneName = None,
+    home: Home = None,
+) -> None:
+    """Measure registering, listing and claiming: milliseconds, and jobs a second."""
+    with _source_tree():
+        from benchmarks.registry import chosen_workloads, run_registry
+    names = chosen_workloads(only)
+    decoder = load(home=home, backbone=backbone).backbone
+    with _session(home, decoder=decoder, runs=1 if quick else runs, is_quick=quick) as session:
+        run_registry(session, names, database_url, json_file)
+
+
 Data = Annotated[
     Path, typer.Option("--data", help="Folder of data sets, NAME/train.jsonl and NAME/test.jsonl.")
 ]

@@ -240,5 +240,5 @@ class Attempt:
 def _how(code: int, log: Path) -> str:
     """Return what to say of an end that is worth another attempt."""
     if code == ExitCode.INTERRUPTED:
-        return f"its run was interrupted: {last_line(log)}"
+        return f"its run lost a process of its fit, or found no room on the disk: {last_line(log)}"
     return "its run is gone" if code == GONE else f"its run ended with code '{code}'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from adapters.registry.tables import Base, Moment, now
@@ -31,7 +31,7 @@ class JobTable(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("namespace", "idempotency_key"),
-        Index("ix_jobs_next", "status", "is_paused", "priority", "number"),
+        Index("ix_jobs_next", "status", "is_paused", text("priority DESC"), "number"),
         Index("ix_jobs_told", "told_at", "finished_at"),
     )
     number: Mapped[int] = mapped_column(primary_key=True)

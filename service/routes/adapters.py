@@ -34,7 +34,7 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
     router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
     @router.get("")
-    async def list_adapters(who: Who, limit: Limit = 1000, after: str = "") -> dict[str, Any]:
+    async def list_adapters(who: Who, limit: Limit = 100, after: str = "") -> dict[str, Any]:
         """List adapters by name, those behind ``after``."""
         found = await asyncio.to_thread(
             registry.list_adapters, who.namespace, after=after, limit=limit + 1

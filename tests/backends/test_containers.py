@@ -19,6 +19,7 @@ ORDER = {
 }
 LONG = {"epochs": 4000, "checkpoint_seconds": 0.2}
 MIB = 2**20
+pytestmark = pytest.mark.timeout(900)  # the first builds the images
 
 
 @pytest.fixture(scope="module")

@@ -126,3 +126,17 @@ def test_a_stream_that_is_refused_raises_the_servers_error():
     with pytest.raises(ClientError, match="full") as caught:
         list(client.predict_stream("x", "text"))
     assert caught.value.status == 400
+
+
+def test_lists_of_adapters_are_read_page_by_page():
+    pages = {"": (["a", "b"], True), "b": (["c"], False)}
+
+    def answer(request):
+        names, has_more = pages[request.url.params["after"]]
+        return httpx.Response(
+            200, json={"adapters": [{"name": name} for name in names], "has_more": has_more}
+        )
+
+    client = Client()
+    client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
+    assert [adapter["name"] for adapter in client.list_adapters()] == ["a", "b", "c"]

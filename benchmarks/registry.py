@@ -12,6 +12,7 @@ from adapters.errors import InvalidRequest
 from benchmarks.machine import describe_machine, library_versions, source_commit
 from benchmarks.report import Measurement, Report, with_ratios
 from benchmarks.session import Session
+from benchmarks.workloads.beside import run_beside
 from benchmarks.workloads.claiming import run_claiming
 from benchmarks.workloads.databases import describe_databases, open_databases
 from benchmarks.workloads.listing import run_listing
@@ -21,6 +22,7 @@ WORKLOADS: Mapping[str, Callable[[Session, dict[str, str]], list[Measurement]]] 
     "R1": lambda session, _: run_registering(session),
     "R2": run_listing,
     "R3": run_claiming,
+    "R4": lambda session, _: run_beside(session),
 }
 _TABLE_WIDTH = 150  # in a file; a terminal has its own
 

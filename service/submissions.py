@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator
@@ -24,6 +23,7 @@ from service.jobs.queue import JobQueue
 from service.jobs.states import Status
 from service.settings import Settings
 from service.sources import fetch_source
+from service.threads import in_slow_thread
 from service.uploads import is_json, receive
 
 _MOST_JSON = 2**16
@@ -80,13 +80,13 @@ class Submissions:
         with tempfile.TemporaryDirectory(prefix="headstock-upload-") as scratch:
             if is_json(request.headers):
                 source = _check(Source, {**await _read_json(request), **given})
-                yield source, await asyncio.to_thread(self._get, source, Path(scratch), who)
+                yield source, await in_slow_thread(self._get, source, Path(scratch), who)
             else:
                 archive, folder = Path(scratch) / "archive", Path(scratch) / "bundle"
                 fields = await receive(request.headers, request.stream(), archive, self._most)
                 target = _check(Target, {**fields, **given})
                 folder.mkdir()
-                await asyncio.to_thread(unpack, archive, folder, self._most)
+                await in_slow_thread(unpack, archive, folder, self._most)
                 yield target, folder
 
     def _get(self, source: Source, scratch: Path, who: Caller) -> Path:

@@ -1,19 +1,39 @@
-"""Threads for what waits for no store: uploads that hang, which have asyncio's own few, hold no prediction up."""
+"""Threads of the API for what must not stop its event loop: some for what is soon done, others for all that is not.
+
+Predictions wait for the first alone, so that no upload holds them up, be it large or its store hanging.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-_NUM_THREADS = 8
-_POOL = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="quick")
+_NUM_QUICK, _NUM_SLOW = 8, 32
+_NICENESS = 10
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def _give_way() -> None:
+    """Lower this thread's priority: the engine's threads wait for each other in every layer, each for the last."""
+    with contextlib.suppress(OSError):  # Linux knows priorities of threads; others need not
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+_QUICK = ThreadPoolExecutor(_NUM_QUICK, thread_name_prefix="quick")
+_SLOW = ThreadPoolExecutor(_NUM_SLOW, thread_name_prefix="slow", initializer=_give_way)
+
+
 async def in_quick_thread(act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return what a function returns, without stopping the event loop meanwhile."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_POOL, lambda: act(*args, **kwargs))
+    """Return what a function returns that waits for no store."""
+    return await asyncio.get_running_loop().run_in_executor(_QUICK, lambda: act(*args, **kwargs))
+
+
+async def in_slow_thread(act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what a function returns that reads, writes or checks much; predictions go first."""
+    return await asyncio.get_running_loop().run_in_executor(_SLOW, lambda: act(*args, **kwargs))

@@ -9,11 +9,12 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from adapters.errors import InvalidRequest, TooLarge
+from service.threads import in_slow_thread
 
 _FORM = "multipart/form-data"
 _MOST_FIELDS = 8
 _FORM_ROOM = 2**16  # bytes of a form beside its file
-_READ_BYTES = 2**20
+_WRITE_BYTES = 2**20
 
 
 def is_json(headers: Headers) -> bool:
@@ -40,10 +41,57 @@ async def receive(
     """
     if headers.get("content-type", "").lower().startswith(_FORM):
         return await _receive_form(headers, chunks, target, max_bytes, name_field)
-    with target.open("wb") as file:
+    file = _Landing(target)
+    try:
         async for chunk in _bounded(chunks, max_bytes):
-            file.write(chunk)
+            await file.write(chunk)
+        await file.flush()
+    finally:
+        await file.close()
     return {}
+
+
+class _Landing(UploadFile):
+    """A file that is written where it is to lie, in large pieces; Starlette's own is written elsewhere first."""
+
+    def __init__(self, path: Path, filename: str | None = None) -> None:
+        super().__init__(path.open("wb"), size=0, filename=filename)
+        self._pieces: list[bytes] = []
+        self._num_bytes = 0
+
+    async def write(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._num_bytes += len(data)
+        if self._num_bytes >= _WRITE_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        data = b"".join(self._pieces)
+        self._pieces, self._num_bytes = [], 0
+        await in_slow_thread(self._write_out, data)
+
+    async def seek(self, offset: int) -> None:
+        """Take note that the file is whole: what the parser does then is to go to its beginning."""
+        await self.flush()
+
+    def _write_out(self, data: bytes) -> None:
+        self.file.write(data)
+        self.file.flush()
+
+
+class _Parser(MultiPartParser):
+    """Reads a form whose one file goes to ``target``."""
+
+    def __init__(self, headers: Headers, chunks: AsyncGenerator[bytes, None], target: Path) -> None:
+        super().__init__(headers, chunks, max_files=1, max_fields=_MOST_FIELDS)
+        self._target = target
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        part = self._current_part
+        if part.file is not None:
+            part.file = _Landing(self._target, part.file.filename)
+            self._files_to_close_on_error.append(part.file.file)  # type: ignore[arg-type]
 
 
 async def _receive_form(
@@ -55,26 +103,19 @@ async def _receive_form(
 ) -> dict[str, str]:
     bounded = _bounded(chunks, max_bytes + _FORM_ROOM)
     try:
-        parser = MultiPartParser(headers, bounded, max_files=1, max_fields=_MOST_FIELDS)
-        form = await parser.parse()
+        form = await _Parser(headers, bounded, target).parse()
     except (MultiPartException, KeyError) as error:
         told = error.message if isinstance(error, MultiPartException) else "no boundary is given"
         raise InvalidRequest(
             f"The form can't be read: {told} Send one with the field 'file'.", param="file"
         ) from error
-    fields: dict[str, str] = {}
-    try:
-        files = [value for value in form.values() if isinstance(value, UploadFile)]
-        if not files:
-            raise InvalidRequest("The form has no file. Send one as 'file'.", param="file")
-        with target.open("wb") as file:
-            while chunk := await files[0].read(_READ_BYTES):
-                file.write(chunk)
-        fields = {name: value for name, value in form.items() if isinstance(value, str)}
-        if name_field is not None:
-            fields[name_field] = files[0].filename or ""
-    finally:
-        await form.close()
+    await form.close()
+    files = [value for value in form.values() if isinstance(value, UploadFile)]
+    if not files:
+        raise InvalidRequest("The form has no file. Send one as 'file'.", param="file")
+    fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    if name_field is not None:
+        fields[name_field] = files[0].filename or ""
     return fields
 
 

@@ -23,12 +23,12 @@ _TIMEOUT_SECONDS = 120.0
 
 def run_registering(session: Session) -> list[Measurement]:
     """Return times of bundles that one server, on SQLite and a local folder, was sent one after the other."""
-    rank = _rank(session, session.options.full_or_quick(BUNDLE_BYTES, BUNDLE_BYTES // 100))
+    rank = rank_for(session, session.options.full_or_quick(BUNDLE_BYTES, BUNDLE_BYTES // 100))
     # The process's own first upload and answer belong to nobody.
     tasks = {f"sent-{i}": classifier(_NUM_LABELS) for i in range(session.options.runs + 1)}
     adapters = session.adapters(session.decoder, f"r1-rank-{rank}", tasks, Lora(rank=rank))
     labels = _expected(session, adapters)
-    first, *timed = (_Upload(name, Path(folder)) for name, folder in adapters.items())
+    first, *timed = (Upload(name, Path(folder)) for name, folder in adapters.items())
     session.note(f"R1: bundles of {len(first.archive) / 1e6:.1f} MB, rank {rank}.")
     posts, answers = [], []
     home = new_home(session, "r1")
@@ -47,7 +47,7 @@ def run_registering(session: Session) -> list[Measurement]:
     ]
 
 
-class _Upload:
+class Upload:
     """A bundle as it is sent."""
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -59,7 +59,7 @@ class _Upload:
         self.archive = buffer.getvalue()
 
 
-def _rank(session: Session, num_bytes: int) -> int:
+def rank_for(session: Session, num_bytes: int) -> int:
     """Return the rank that makes all-linear bf16 weights so large on this backbone."""
     sizes = session.decoder.spec.modules.values()
     bytes_a_rank = 2 * sum(inputs + outputs for inputs, outputs in sizes)
@@ -76,7 +76,7 @@ def _expected(session: Session, adapters: dict[str, str]) -> dict[str, str]:
 
 
 def _send_and_ask(
-    client: httpx.Client, upload: _Upload, labels: dict[str, str]
+    client: httpx.Client, upload: Upload, labels: dict[str, str]
 ) -> tuple[float, float]:
     """Return the milliseconds until it was registered, and until it had answered; a wrong answer ends the benchmark."""
     begin = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from service.lifeline import live_and_die_with_parent
+from service.threads import in_slow_thread
 from training.contract import DataSettings
 from training.findings import Report
 
@@ -40,8 +40,13 @@ async def check_order_data(
 
 
 async def _apart(act: Callable[..., Result], *arguments: Any) -> Result:
+    return await in_slow_thread(_run_apart, act, *arguments)
+
+
+def _run_apart(act: Callable[..., Result], *arguments: Any) -> Result:
+    # In a thread with all of it: starting a process and waiting for its end take a fifth of a second and more.
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin) as pool:
-        return await asyncio.get_running_loop().run_in_executor(pool, act, *arguments)
+        return pool.submit(act, *arguments).result()
 
 
 def _begin() -> None:

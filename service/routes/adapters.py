@@ -15,6 +15,7 @@ from adapters.registry.records import Adapter, Alias, Version
 from adapters.registry.registry import Registry
 from service.access.callers import Who
 from service.submissions import Submissions
+from service.threads import in_slow_thread
 
 MAX_VERSION = 10**9
 Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
@@ -62,7 +63,7 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
         if name is not None:
             check_name(name, what="adapter name")
         async with submissions.receive(request, given, who) as (target, folder):
-            version = await asyncio.to_thread(
+            version = await in_slow_thread(
                 registry.create_version,
                 target.name,
                 folder,

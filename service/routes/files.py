@@ -17,6 +17,7 @@ from service.jobs.checking import check_upload
 from service.jobs.files import Files, plain_name
 from service.protocols.fine_tuning import file_body, page
 from service.settings import Settings
+from service.threads import in_slow_thread
 from service.uploads import receive
 
 _PURPOSE = "fine-tune"
@@ -43,9 +44,7 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
             name = plain_name(fields.get("filename", ""))
             path = received.rename(Path(scratch) / name)
             report = await check_upload(path)
-            stored = await asyncio.to_thread(
-                files.create, path, name, purpose, report, who.namespace
-            )
+            stored = await in_slow_thread(files.create, path, name, purpose, report, who.namespace)
         return file_body(stored)
 
     @router.get("")
@@ -65,7 +64,7 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
     async def get_content(file: str, who: Who) -> FileResponse:
         stored = await asyncio.to_thread(files.get, file, who.namespace)
         scratch = tempfile.TemporaryDirectory(prefix="headstock-file-")
-        path = await asyncio.to_thread(files.fetch, file, Path(scratch.name), who.namespace)
+        path = await in_slow_thread(files.fetch, file, Path(scratch.name), who.namespace)
         return FileResponse(
             path,
             media_type="application/octet-stream",

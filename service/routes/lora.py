@@ -17,6 +17,7 @@ from adapters.registry.registry import Registry
 from service.access.callers import Caller, Who
 from service.settings import Settings
 from service.sources import fetch_source
+from service.threads import in_slow_thread
 
 
 class LoadBody(BaseModel):
@@ -43,7 +44,7 @@ def lora_router(registry: Registry, settings: Settings) -> APIRouter:
                 f"Adapter '{body.lora_name}' is already loaded. Send 'load_inplace': true for a new version of it.",
                 param="lora_name",
             )
-        await asyncio.to_thread(_register, body, who)
+        await in_slow_thread(_register, body, who)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @router.post("/unload_lora_adapter")

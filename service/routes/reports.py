@@ -15,6 +15,7 @@ from service.access.callers import Caller, Who
 from service.jobs.objects import ObjectStore
 from service.jobs.queue import JobQueue
 from service.jobs.run_folders import LOG_NAME
+from service.threads import in_slow_thread
 from training.contract import PAGE_NAME
 
 # The page has words of its data in it: whatever they say, nothing of it runs or is loaded.
@@ -41,7 +42,7 @@ def reports_router(queue: JobQueue, objects: ObjectStore) -> APIRouter:
         found = await asyncio.to_thread(queue.get, job, who.namespace)
         scratch = tempfile.TemporaryDirectory(prefix="headstock-report-")
         path = Path(scratch.name) / name
-        if not await asyncio.to_thread(objects.get, f"jobs/{found.id}/{name}", path):
+        if not await in_slow_thread(objects.get, f"jobs/{found.id}/{name}", path):
             scratch.cleanup()
             raise NotFound(
                 f"Job '{job}' is '{found.status}' and has no {name}: it comes when the job has ended, and stays for "

@@ -85,7 +85,9 @@ class EngineApi(ls.LitAPI):
         backbone = load_backbone(
             self._backbone, settings.dtype, home=settings.home, device=settings.device, fuse=True
         )
-        blobs = BlobStore(settings.resolved_blob_url(), settings.bundle_cache())
+        blobs = BlobStore(
+            settings.resolved_blob_url(), settings.bundle_cache(), settings.cache_disk_bytes
+        )
         self.engine = Engine(
             backbone,
             lambda digest: _fetch(blobs, digest),

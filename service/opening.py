@@ -34,7 +34,9 @@ def open_state(settings: Settings) -> State:
     """
     prepare_home(settings.home)
     database = Database(settings.resolved_database_url())
-    blobs = BlobStore(settings.resolved_blob_url(), settings.bundle_cache())
+    blobs = BlobStore(
+        settings.resolved_blob_url(), settings.bundle_cache(), settings.cache_disk_bytes
+    )
     objects = ObjectStore(settings.resolved_blob_url())
     return State(
         Registry(database, blobs),

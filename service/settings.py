@@ -70,6 +70,11 @@ class Settings(BaseSettings):
         1024 * 2**20, ge=2**20, description="Weights of adapters on the device."
     )
     bank_slots: int | None = Field(None, ge=1, description="Number of them; no bound if unset.")
+    cache_disk_bytes: int = Field(
+        20 * 2**30,
+        ge=2**20,
+        description="Bundles of a remote store on this machine's disk, about; the latest asked for stay.",
+    )
     host_bytes: int = Field(
         1024 * 2**20, ge=0, description="Weights of adapters kept ready in main memory."
     )

@@ -12,6 +12,7 @@ import fsspec
 
 from adapters.bundle import MANIFEST_FILE
 from adapters.errors import EnvironmentProblem, NotFound
+from adapters.registry.cache import BundleCache, rename_whole
 from adapters.storage import telling_store
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -23,12 +24,13 @@ class BlobStore:
     Args:
         url: an fsspec URL or a plain folder.
         cache: folder for bundles of a remote store; not used for a local one.
+        cache_bytes: how much it holds, about; bundles that were not asked for the longest go first. No bound if None.
 
     Raises:
         EnvironmentProblem: there is no such store.
     """
 
-    def __init__(self, url: str, cache: Path) -> None:
+    def __init__(self, url: str, cache: Path, cache_bytes: int | None = None) -> None:
         try:
             # Without a cache of listings: others store bundles too.
             self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
@@ -37,7 +39,7 @@ class BlobStore:
                 f"The blob store '{url}' can't be opened: {error}. Install 'headstock[cluster]' for s3://, or set "
                 "HEADSTOCK_BLOB_URL to a store that fsspec knows."
             ) from error
-        self._cache = cache
+        self._cache = BundleCache(cache, cache_bytes)
         self._is_local = "file" in self._fs.protocol
 
     def push(self, folder: Path, digest: str) -> None:
@@ -90,25 +92,21 @@ class BlobStore:
         for path in (f"{folder}/{MANIFEST_FILE}", folder):
             if self._fs.exists(path):
                 self._fs.rm(path, recursive=True)
-        shutil.rmtree(self._cache / digest, ignore_errors=True)
+        self._cache.remove(digest)
 
     def _folder(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"
 
     def _download(self, source: str, digest: str) -> Path:
-        target = self._cache / digest
-        if target.is_dir():
-            return target
+        cached = self._cache.find(digest)
+        if cached is not None:
+            return cached
         if not self._fs.exists(f"{source}/{MANIFEST_FILE}"):
             raise _lost(digest)
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._cache) as scratch:
-            made = Path(scratch) / digest
-            made.mkdir()
+        with self._cache.adding(digest) as made:
             for remote in self._fs.ls(source, detail=False):
                 self._fs.get_file(remote, str(made / Path(remote).name))
-            _rename(made, target)
-        return target
+        return self._cache.folder(digest)
 
 
 def _copy_folder(folder: Path, target: Path) -> None:
@@ -118,15 +116,7 @@ def _copy_folder(folder: Path, target: Path) -> None:
         made.mkdir()
         for path in folder.iterdir():
             shutil.copyfile(path, made / path.name)
-        _rename(made, target)
-
-
-def _rename(made: Path, target: Path) -> None:
-    try:
-        made.rename(target)
-    except OSError:
-        if not target.is_dir():  # else another one was faster, and its folder is whole
-            raise
+        rename_whole(made, target)
 
 
 def _with_zone(moment: datetime) -> datetime:

@@ -37,13 +37,13 @@ demo: setup
 
 test: setup
 	@echo "Running the tests ..."
-	@$(BIN)/python -m pytest --ignore=tests/backends -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest --ignore=tests/backends -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-backends: setup
 	@echo "Installing the backends' clients ..."
 	@$(PIP) install -r requirements-backends.txt
 	@echo "Running the tests on real backends ..."
-	@$(BIN)/python -m pytest tests/backends
+	@$(BIN)/python -m pytest tests/backends -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: setup
 	@echo "Formatting ..." && $(BIN)/ruff format --check .

@@ -24,7 +24,12 @@ def clean_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HEADSTOCK_HOME", str(tmp_path / "home"))
 
 
+# Folders whose files take minutes: begun first, so that no process is left with one of them alone at the end.
+LONG = ("end_to_end", "training", "benchmarks")
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not set(LONG) & set(Path(item.fspath).parts))
     for item in items:
         if "end_to_end" in Path(item.fspath).parts:
             item.add_marker(pytest.mark.end_to_end)

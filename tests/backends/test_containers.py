@@ -1,5 +1,6 @@
 """Training jobs in real containers, from an HTTP request to an adapter that is served."""
 
+import contextlib
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 
 from service.client import ClientError
 from tests.backends.containers import docker_host, images  # noqa: F401
-from tests.end_to_end.test_job_faults import ended, told, worker_of
+from tests.end_to_end.test_job_faults import ROUNDS, VICTIMS, ended, survive, told, worker_of
 from tests.end_to_end.test_jobs import write_films
 from tests.servers import running_server, wait_until
 
@@ -30,15 +31,25 @@ def client_of_docker(docker_host):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, decoder_folder, docker_host, images):  # noqa: F811
-    home = tmp_path_factory.mktemp("container-home")
-    backbone = home / "tiny-llama"
-    shutil.copytree(decoder_folder, backbone, copy_function=shutil.copyfile)  # for all to read
+def serve(docker_host, images, decoder_folder):  # noqa: F811
+    """Give what starts a server whose jobs run in containers, on a home folder."""
+
+    def start(home):
+        backbone = home / "tiny-llama"
+        if not backbone.exists():
+            shutil.copytree(decoder_folder, backbone, copy_function=shutil.copyfile)  # for all
+        settings = {"container_image": images["train"], "job_launcher": "container"}
+        return running_server(home, str(backbone), dtype="float32", **settings)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", docker_host)
-        settings = {"container_image": images["train"], "job_launcher": "container"}
-        with running_server(home, str(backbone), dtype="float32", **settings) as running:
-            yield running
+        yield start
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, serve):
+    with serve(tmp_path_factory.mktemp("container-home")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +146,23 @@ def test_a_run_that_needs_more_memory_than_its_bound_is_told_so(client, client_o
 def test_what_the_machine_has_not_is_refused(client, films, resources, said):
     with pytest.raises(ClientError, match=said):
         submit(client, films, "refused", resources=resources)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(
+    ROUNDS < 2, reason="a killed container is tested above; FAULT_ROUNDS asks for more."
+)
+def test_whoever_is_killed_each_job_ends_once(serve, client_of_docker, tmp_path):
+    def kill_container(server, job):
+        for container in containers_of(client_of_docker, job):
+            with contextlib.suppress(docker.errors.APIError):
+                container.kill()
+
+    victims = {**VICTIMS, "run": kill_container}
+    home = tmp_path / "home"
+    home.mkdir()
+    survive(lambda: serve(home), home, tmp_path, victims)
+    assert client_of_docker.containers.list() == []
 
 
 def test_the_server_s_image_starts(client_of_docker, images):  # noqa: F811

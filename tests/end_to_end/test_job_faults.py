@@ -3,9 +3,9 @@
 FAULT_ROUNDS says how often; few here, for each takes as long as a run.
 """
 
+import contextlib
 import os
 import random
-import signal
 from pathlib import Path
 
 import psutil
@@ -118,36 +118,56 @@ def test_a_run_that_dies_each_time_ends_its_job(server, films):
 
 
 def test_whoever_is_killed_when_each_job_ends_once(tmp_path, decoder_folder):
-    chance = random.Random(0)
     home = tmp_path / "home"
+
+    def serve():
+        return running_server(home, str(decoder_folder), dtype="float32")
+
+    survive(serve, home, tmp_path, VICTIMS)
+
+
+def kill(process):
+    if process is not None:
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            process.kill()
+
+
+# Whom to kill, by name, of a server's process and a job.
+VICTIMS = {
+    "server": lambda server, job: kill(server),
+    "worker": lambda server, job: kill(worker_of(server)),
+    "run": lambda server, job: kill(trainer_of(job)),
+}
+
+
+def survive(serve, home, tmp_path, victims, rounds=ROUNDS):
+    """Kill somebody at a random moment of a job, time and again; all jobs end once, with the same right adapter."""
+    chance = random.Random(0)
     jobs = []
-    for i in range(ROUNDS):
-        with running_server(home, str(decoder_folder), dtype="float32") as (client, process):
+    for i in range(rounds):
+        with serve() as (client, process):
             if not jobs:
                 films = client.create_file(write_films(tmp_path / "films.jsonl"))["id"]
             job = submit(client, films, f"round-{i}")
             jobs.append(job)
-            wait_until(lambda j=job: client.get_job(j)["status"] == "running")
+            wait_until(lambda c=client, j=job: c.get_job(j)["status"] == "running")
             steps = chance.randrange(12)
-            wait_until(lambda j=job, n=steps: _done(client, j) >= n)
-            victim = chance.choice(["server", "worker", "run"])
-            dying = {"server": process, "worker": worker_of(process), "run": trainer_of(job)}[
-                victim
-            ]
-            if dying is not None:
-                os.kill(dying.pid, signal.SIGKILL)
+            wait_until(lambda c=client, j=job, n=steps: _done(c, j) >= n, seconds=120)
+            victim = chance.choice(sorted(victims))
+            victims[victim](process, job)
             if victim != "server":
                 ended(client, job)
         # The worker of a killed server stops by itself, with its run.
         wait_until(lambda: not _alive(home), seconds=90)
-    with running_server(home, str(decoder_folder), dtype="float32") as (client, _):
+    with serve() as (client, _):
         for i, job in enumerate(jobs):
             done = ended(client, job)
             assert done["status"] == "succeeded", (i, done["error"], told(client, job))
             assert done["fine_tuned_model"] == f"round-{i}:1"
             assert sum(m.startswith("Registered") for m in told(client, job)) == 1
-        digests = {client.get_adapter(f"round-{i}")["versions"][0]["digest"] for i in range(ROUNDS)}
+        digests = {client.get_adapter(f"round-{i}")["versions"][0]["digest"] for i in range(rounds)}
         assert len(digests) == 1
+        assert client.predict("round-0", "a good film")
     wait_until(lambda: not _alive(home))
 
 

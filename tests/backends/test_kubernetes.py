@@ -137,7 +137,7 @@ def test_a_run_out_of_memory_is_told_so(client, api, films):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((DEPLOY / "kubernetes").glob("*.yaml")), ids=lambda p: p.name
+    "path", sorted((DEPLOY / "kubernetes").rglob("*.yaml")), ids=lambda p: p.name
 )
 def test_what_deploy_holds_is_what_kubernetes_takes(path):
     for resource in yaml.safe_load_all(path.read_text()):

@@ -50,12 +50,25 @@ def main(arguments: list[str] | None = None) -> int:
     # peft imports bitsandbytes, which warns of an optional package that a user can do nothing with.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
-        config = _read_config(options.config)
-        log = _open_log(options.out, config)
+        return _begin(options.config, options.out, options.home)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        with contextlib.suppress(OSError):  # neither an event nor, often, a line finds room
+            print(f"Error: no room left for the run's files: {error}", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+
+
+def _begin(path: Path, out: Path, home: Path) -> int:
+    try:
+        config = _read_config(path)
+        log = _open_log(out, config)
     except HeadstockError as error:
+        if is_full(error):
+            raise
         print(f"Error: {error.message}", file=sys.stderr)
         return ExitCode.BAD_INPUT
-    return _execute(config, options.out, options.home, log)
+    return _execute(config, out, home, log)
 
 
 def _read_config(path: Path) -> RunConfig:
@@ -98,14 +111,14 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
         print(f"Error: {error.message}", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except HeadstockError as error:
+        if is_full(error):
+            raise
         log.emit(EventKind.FAILED, error.message, code=error.code, param=error.param)
         print(f"Error: {error.message}", file=sys.stderr)
         return ExitCode.FAILED if isinstance(error, RunFailed) else ExitCode.BAD_INPUT
     except Exception as error:
-        if is_full(error):
-            with contextlib.suppress(OSError):  # neither an event nor, often, a line finds room
-                print(f"Error: no room left for the run's files: {error}", file=sys.stderr)
-            return ExitCode.INTERRUPTED
+        if is_full(error):  # an event would find no room either
+            raise
         log.emit(EventKind.FAILED, f"{type(error).__name__}: {error}", code="internal")
         raise
     if result is None:

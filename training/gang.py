@@ -37,15 +37,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stop = options.out / STOP_NAME
     stop.unlink(missing_ok=True)
-    code = _fit(options, stop)
+    try:
+        code = _fit(options, stop)
+    except Exception as error:  # of Ray: a lost worker, its controller, or the cluster; the fit itself is elsewhere
+        print(f"Error: {type(error).__name__}: {error}", file=sys.stderr)
+        code = ExitCode.INTERRUPTED
     return ExitCode.PAUSED if code != ExitCode.DONE and stop.exists() else code
 
 
 def _fit(options: argparse.Namespace, stop: Path) -> int:
-    """Run all processes, and return the first one's exit code; `ExitCode.INTERRUPTED` if any was lost."""
+    """Run all processes, and return the first one's exit code; raises whatever Ray does if any was lost."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
-    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     ray.init()
@@ -67,12 +71,8 @@ def _fit(options: argparse.Namespace, stop: Path) -> int:
         ),
         run_config=RunConfig(storage_path=str(options.out / "ray")),
     )
-    try:
-        result: Any = trainer.fit()
-        return int(result.return_value)
-    except TrainingFailedError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+    result: Any = trainer.fit()
+    return int(result.return_value)
 
 
 def _run_process(config: dict[str, Any]) -> int:

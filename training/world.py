@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,14 @@ class World:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._accelerator = Accelerator(cpu=device.type == "cpu")
+        try:
+            self._accelerator = Accelerator(cpu=device.type == "cpu")
+        except RuntimeError as error:
+            if os.environ.get("WORLD_SIZE", "1") == "1":
+                raise
+            raise PeerLost(
+                f"The processes of this fit do not find each other ({error}). The same command begins it again."
+            ) from error
         self._device = device
 
     @property

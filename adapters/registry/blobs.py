@@ -13,7 +13,7 @@ import fsspec
 from adapters.bundle import MANIFEST_FILE
 from adapters.errors import EnvironmentProblem, NotFound
 from adapters.registry.cache import BundleCache, rename_whole
-from adapters.storage import telling_store
+from adapters.storage import is_full, telling_store
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -103,10 +103,19 @@ class BlobStore:
             return cached
         if not self._fs.exists(f"{source}/{MANIFEST_FILE}"):
             raise _lost(digest)
+        try:
+            self._copy_here(source, digest)
+        except Exception as error:
+            if not is_full(error):
+                raise
+            self._cache.make_room()
+            self._copy_here(source, digest)
+        return self._cache.folder(digest)
+
+    def _copy_here(self, source: str, digest: str) -> None:
         with self._cache.adding(digest) as made:
             for remote in self._fs.ls(source, detail=False):
                 self._fs.get_file(remote, str(made / Path(remote).name))
-        return self._cache.folder(digest)
 
 
 def _copy_folder(folder: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SAFE_SECONDS = 60.0  # after which whoever asked for a bundle has read it
+_LEFTOVER_SECONDS = 3600.0  # after which nobody downloads it any more
 _SLACK = 16  # a look at the whole folder each time that a sixteenth of the bound is new, to make as much room
 
 
@@ -57,18 +59,36 @@ class BundleCache:
                 except FileNotFoundError:
                     return
 
+    def make_room(self) -> None:
+        """Remove half of what is here, for a disk that is full before the bound is reached."""
+        self._make_room(self._size() // 2)
+
+    def _size(self) -> int:
+        return sum(_size(folder) for folder in self._root.iterdir() if folder.is_dir())
+
     def _make_room(self, max_bytes: int) -> None:
+        self._remove_leftovers()
         found = []
         for folder in self._root.iterdir():
             if not folder.name.startswith("."):
                 with suppress(FileNotFoundError):  # another process has removed it
                     found.append((folder.stat().st_mtime, _size(folder), folder.name))
         left = sum(size for _, size, _ in found)
-        for asked_at, size, digest in sorted(found):
-            if left <= max_bytes or time.time() - asked_at < _SAFE_SECONDS:
+        for _, size, digest in sorted(found):
+            if left <= max_bytes:
                 return
+            with suppress(FileNotFoundError):
+                if time.time() - self.folder(digest).stat().st_mtime < _SAFE_SECONDS:
+                    continue
             self.remove(digest)
             left -= size
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a process that was killed left half downloaded."""
+        for folder in self._root.glob(".*"):
+            with suppress(FileNotFoundError):
+                if time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def rename_whole(made: Path, target: Path) -> None:

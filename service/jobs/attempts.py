@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adapters.errors import HeadstockError, Unavailable
+from adapters.errors import HeadstockError, StorageFull, Unavailable
 from service.jobs.outcomes import register_result
 from service.jobs.records import Job
 from service.jobs.run_events import as_job_event, progress_of, read_events
 from service.jobs.run_folders import RunFolder
-from service.launchers.base import GONE, OUT_OF_MEMORY
+from service.launchers.base import GONE, NOT_STARTED, OUT_OF_MEMORY
 from service.runs import last_line
 from training.contract import Event, EventKind, ExitCode
 
@@ -48,6 +48,7 @@ class Attempt:
         self._wish = job.wish
         self._begin = self._beat_at = time.monotonic()
         self._metrics_at = 0.0
+        self._clear: Callable[[], None] | None = None  # once all has been told
         self._asked: tuple[_Reason, float] | None = None  # why the run is to stop, and since when
 
     def run(self) -> None:
@@ -56,11 +57,10 @@ class Attempt:
             self.give_back("its run is gone")
             return
         if self._handle is None:
-            self._start()
+            self._start_or_give_back()
         code = self._follow()
         self._insist(lambda: self._end(code))
-        assert self._handle is not None
-        self._launcher.forget(self._handle)
+        self._clear_away()
 
     def leave(self) -> None:
         """End what this attempt started, unless the attempt after it goes on with that very run."""
@@ -86,6 +86,24 @@ class Attempt:
             lambda: queue.give_back(self._job.id, self._job.attempt, why, is_failure=is_failure)
         )
 
+    def _start_or_give_back(self) -> None:
+        try:
+            self._start()
+        except Unavailable as error:
+            # Of the store or the launcher: not the job's fault, and told to whoever waits for it.
+            self.give_back(error.message, is_failure=False)
+            raise
+
+    def _clear_away(self) -> None:
+        """Remove what is needed no more; what can't be removed now is no reason to end a job again."""
+        assert self._handle is not None
+        try:
+            self._launcher.forget(self._handle)
+            if self._clear is not None:
+                self._clear()
+        except HeadstockError as error:
+            logger.warning("%s: left behind: %s", self._job.id, error.message)
+
     def _start(self) -> None:
         run = self._folder.prepare()
         self._position, self._progress = self._folder.events_size(), {}
@@ -98,11 +116,11 @@ class Attempt:
         while (code := self._launcher.exit_code(self._handle)) is None:
             try:
                 self._report()
-            except Unavailable as error:  # the run goes on without the database
+            except (Unavailable, StorageFull) as error:  # the run goes on without database or store
                 logger.warning("%s", error.message)
             self._stop_if_need_be()
             self._wait()
-        self._insist(lambda: self._report(is_last=True))
+        self._insist(lambda: self._report(is_last=True), or_not=StorageFull)
         return code
 
     def _wait(self) -> None:
@@ -177,10 +195,11 @@ class Attempt:
             self._succeed()
         elif reason == "cancel":
             queue.stop(job, attempt, cancelled=True)
-            self._folder.remove()
+            self._clear = self._folder.remove
         elif reason == "timeout":
             most = self._job.order.resources.timeout_seconds or self._place.timeout_seconds
             told = f"It took longer than '{most}' seconds. Raise resources.timeout_seconds."
+            self._store_report()
             queue.fail(job, attempt, "timeout", told, "resources.timeout_seconds")
         elif reason == "pause" and (code == ExitCode.PAUSED or code in _BY_SIGTERM):
             self._folder.store_checkpoint()
@@ -189,26 +208,36 @@ class Attempt:
             self._folder.store_checkpoint()
             queue.give_back(job, attempt, "its worker stopped", is_failure=reason is None)
         elif code == OUT_OF_MEMORY:
-            self._folder.store_report()
+            self._store_report()
             bound = self._job.order.resources.memory_bytes
             told = f"It needed more memory than its bound of '{bound}' bytes. Raise resources.memory_bytes."
             queue.fail(job, attempt, "out_of_memory", told, "resources.memory_bytes")
         elif code in (ExitCode.FAILED, ExitCode.BAD_INPUT):
             self._told_failure()
+        elif code == NOT_STARTED:
+            queue.give_back(job, attempt, "no node had room for it", is_failure=False)
         else:
+            self._store_report()
             queue.give_back(job, attempt, _how(code, self._folder.log), is_failure=True)
 
     def _succeed(self) -> None:
         result = self._folder.result()
         model, told = register_result(self._place.registry, self._job, self._folder.bundle)
-        self._folder.store_report()
+        self._store_report()
         self._place.queue.succeed(self._job.id, self._job.attempt, result, model, told)
-        self._folder.tidy()
+        self._clear = self._folder.tidy
+
+    def _store_report(self) -> None:
+        """Keep report and log for whoever asks, if the store takes them."""
+        try:
+            self._folder.store_report()
+        except HeadstockError as error:
+            logger.warning("%s: its report is not kept: %s", self._job.id, error.message)
 
     def _told_failure(self) -> None:
         """End the job for the reason that its run gave; without one, for the last line of its log."""
         queue, job, attempt = self._place.queue, self._job.id, self._job.attempt
-        self._folder.store_report()
+        self._store_report()
         if self._failure is not None:
             data = self._failure.data
             queue.fail(
@@ -225,13 +254,22 @@ class Attempt:
         if self._handle is not None:
             self._launcher.stop(self._handle, at_once=True)
 
-    def _insist(self, act: Callable[[], object]) -> None:
-        """Do what must be told, as soon as the database answers; not if the worker is to stop meanwhile."""
+    def _insist(
+        self, act: Callable[[], object], or_not: type[HeadstockError] | tuple[()] = ()
+    ) -> None:
+        """Do what must be told, as soon as database and store take it; not if the worker is to stop meanwhile.
+
+        Args:
+            or_not: what may keep it from being done.
+        """
         while True:
             try:
                 act()
                 return
-            except Unavailable as error:
+            except or_not as error:
+                logger.warning("%s", error.message)
+                return
+            except (Unavailable, StorageFull) as error:
                 logger.warning("%s", error.message)
                 if self._stopping.wait(self._poll_seconds):
                     raise

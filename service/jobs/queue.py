@@ -65,6 +65,8 @@ class JobQueue:
                 if made is not None:
                     _check_same(made, dumped, idempotency_key)
                     return job_of(made)
+            if most_active is not None or most_of_key is not None:
+                self._database.take_turns(session, f"jobs of {namespace}")
             _check_quota(session, _of(namespace), most_active)
             _check_quota(session, _of(namespace).where(JobTable.key == key), most_of_key)
             row = JobTable(

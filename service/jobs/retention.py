@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from adapters.errors import Conflict, NotFound
+from adapters.errors import Conflict, NotFound, Unavailable
 from adapters.registry.tables import now
 from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
@@ -33,7 +33,7 @@ class Retention:
         """Remove what is older; what another worker removes meanwhile is nobody's loss."""
         if self.job_days is not None:
             for job in queue.forget(_ago(self.job_days)):
-                objects.remove(f"jobs/{job}")
+                _remove_objects(objects, job)
                 logger.info("%s: forgotten", job)
         if self.file_days is not None:
             for file, namespace in files.sent_before(_ago(self.file_days)):
@@ -42,6 +42,13 @@ class Retention:
                 except (Conflict, NotFound):
                     continue
         _remove_folders(queue, home)
+
+
+def _remove_objects(objects: ObjectStore, job: str) -> None:
+    try:
+        objects.remove(f"jobs/{job}")
+    except Unavailable as error:  # the others' must go all the same
+        logger.warning("%s: its report and log are left in the store: %s", job, error.message)
 
 
 def _remove_folders(queue: JobQueue, home: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapters.errors import HeadstockError, Unavailable
+from adapters.errors import HeadstockError, StorageFull, Unavailable
 from adapters.registry.registry import Registry
 from service.jobs.attempts import Attempt
 from service.jobs.files import Files
@@ -23,6 +23,7 @@ from service.launchers.base import Launcher
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
+_UNAVAILABLE_SECONDS = 5.0  # before anything is tried again
 _COLLECT_SECONDS = 3600.0
 LEASE_SECONDS = 20.0  # without a beat, a job's worker is taken for dead
 
@@ -121,12 +122,17 @@ class Worker:
             Unavailable
         ) as error:  # the job stays this worker's as long as it counts; then another's
             logger.warning("%s: left as it is: %s", job.id, error.message)
+            self._stopping.wait(_UNAVAILABLE_SECONDS)
 
     def _see_through(self, attempt: Attempt) -> None:
         try:
             attempt.run()
         except (LostJob, Unavailable):
             raise
+        except StorageFull as error:
+            logger.warning("%s", error.message)
+            attempt.give_back(error.message)
+            self._stopping.wait(_UNAVAILABLE_SECONDS)
         except HeadstockError as error:
             logger.warning("%s", error.message)
             attempt.fail(error)

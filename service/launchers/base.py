@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from service.jobs.orders import Resources
 
 GONE = -1000  # the exit code of a run that is not there any more, and nobody knows how it ended
+NOT_STARTED = -1002  # of one that never had room
 OUT_OF_MEMORY = -1001  # of one that was ended for taking more than its bound
 
 
@@ -44,7 +45,8 @@ class Launcher(Protocol):
         """Start a run, and return its handle; it writes ``log.txt`` into its folder."""
 
     def exit_code(self, handle: dict[str, Any]) -> int | None:
-        """Return how a run ended, None while it goes on, `GONE` if nobody knows, `OUT_OF_MEMORY` at its bound."""
+        """Return how a run ended, None while it goes on, `GONE` if nobody knows, `OUT_OF_MEMORY` at its bound,
+        `NOT_STARTED` if it never had room."""
 
     def stop(self, handle: dict[str, Any], *, at_once: bool = False) -> None:
         """Ask a run to save a checkpoint and end; ``at_once`` ends it without."""

@@ -28,7 +28,7 @@ from training.contract import ExitCode
 logger = logging.getLogger(__name__)
 _LABEL = "headstock.dev/job"
 _KEPT_SECONDS = 7 * 86400  # of an ended Job that nobody asked about
-_LEFTOVER_SECONDS = 60.0  # for pods of an earlier attempt to be gone
+_LEFTOVER_SECONDS = 10.0  # for pods of an earlier attempt to be gone; less than a worker's lease
 _LOOK_SECONDS = 0.2
 
 

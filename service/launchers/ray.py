@@ -9,15 +9,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from adapters.errors import EnvironmentProblem, Unavailable
+from adapters.errors import EnvironmentProblem, HeadstockError, Unavailable
 from service.jobs.orders import Resources
-from service.launchers.base import GONE, RunOrder
+from service.launchers.base import GONE, NOT_STARTED, RunOrder
 from training.contract import ExitCode
 
 logger = logging.getLogger(__name__)
 _JOB = "headstock-job"  # in a Ray job's metadata
 _SAVE_SECONDS = 30  # that a run gets to save a checkpoint when it is stopped
-_LEFTOVER_SECONDS = 60.0  # for a Ray job of an earlier attempt to be gone
+# For a Ray job of an earlier attempt to be gone: less than a worker's lease, or another one would wait here too.
+_LEFTOVER_SECONDS = 10.0
+_TIMEOUT_SECONDS = (
+    5.0,
+    30.0,
+)  # to connect, and between two bytes: a lost head must not hold a worker for ever
+_NEVER_BEGAN = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 _LOOK_SECONDS = 0.2
 
 
@@ -30,6 +36,10 @@ class RayLauncher:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._made: Any = None
+        self._stopped: set[str] = (
+            set()
+        )  # what was asked to stop: Ray heeds it only once it has begun
 
     def check(self, order: Resources) -> None:
         """Nothing is known of the nodes here: a run that no node has room for waits for one."""
@@ -56,25 +66,35 @@ class RayLauncher:
             return None
         if info is None:
             return GONE
+        if info.status == "PENDING" and handle["name"] in self._stopped:
+            return ExitCode.PAUSED
         if not info.status.is_terminal():
             return None
         if info.status == "SUCCEEDED":
             return ExitCode.DONE
         if info.status == "STOPPED":
             return ExitCode.PAUSED
-        return GONE if info.driver_exit_code is None else int(info.driver_exit_code)
+        if info.driver_exit_code is not None:
+            return int(info.driver_exit_code)
+        return NOT_STARTED if str(info.error_type or "").endswith(_NEVER_BEGAN) else GONE
 
     def stop(self, handle: dict[str, Any], *, at_once: bool = False) -> None:
-        """Ray has one way: SIGTERM, and SIGKILL to what is still there half a minute later."""
+        """Ray has one way: SIGTERM, and SIGKILL to what is still there half a minute later.
+
+        What waits for room is stopped when it has got some, before it has begun anything.
+        """
+        self._stopped.add(handle["name"])
         with self._telling():
             client = self._client()
             if _find(client, handle["name"]) is not None:
                 client.stop_job(handle["name"])
 
     def forget(self, handle: dict[str, Any]) -> None:
+        self._stopped.discard(handle["name"])
         with self._telling():
             client = self._client()
-            if _find(client, handle["name"]) is not None:
+            info = _find(client, handle["name"])
+            if info is not None and info.status.is_terminal():
                 client.delete_job(handle["name"])
 
     def _client(self) -> Any:
@@ -84,30 +104,47 @@ class RayLauncher:
             raise EnvironmentProblem(
                 "Launcher 'ray' needs a package. Run: pip install 'headstock[ray]'"
             ) from error
-        with self._telling():
-            return JobSubmissionClient(self._address)
+
+        class Client(JobSubmissionClient):
+            """Ray's, whose requests have no bound of their own."""
+
+            def _do_request(self, *args: Any, **options: Any) -> Any:
+                return super()._do_request(*args, **{"timeout": _TIMEOUT_SECONDS, **options})
+
+        if self._made is None:
+            with self._telling():
+                self._made = Client(self._address)
+        return self._made
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
         """Tell what Ray refuses, or that it is not there, as our errors."""
         try:
             yield
-        except (OSError, RuntimeError) as error:
+        except HeadstockError:
+            raise
+        except (
+            Exception
+        ) as error:  # requests', Ray's own, and RuntimeError for what the head refuses
             raise Unavailable(f"Ray at '{self._address}': {str(error)[:300]}") from error
 
 
 def _end_others(client: Any, job: str) -> None:
     """End what an earlier attempt left behind: a folder never has two runs."""
+    stopped = set[str]()  # what waits for room ends when it gets some, before it has begun
     deadline = time.monotonic() + _LEFTOVER_SECONDS
     while left := [
         info.submission_id
         for info in client.list_jobs()
-        if (info.metadata or {}).get(_JOB) == job and not info.status.is_terminal()
+        if (info.metadata or {}).get(_JOB) == job
+        and not info.status.is_terminal()
+        and not (info.status == "PENDING" and info.submission_id in stopped)
     ]:
         if time.monotonic() > deadline:
             raise Unavailable(f"An earlier run of job '{job}' does not end. Look at '{left[0]}'.")
         for name in left:
             client.stop_job(name)
+            stopped.add(name)
         time.sleep(_LOOK_SECONDS)
 
 
@@ -115,7 +152,7 @@ def _find(client: Any, name: str) -> Any:
     try:
         return client.get_job_info(name)
     except RuntimeError as error:
-        if "404" in str(error):
+        if "status code 404" in str(error):
             return None
         raise
 

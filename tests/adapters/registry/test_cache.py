@@ -39,6 +39,16 @@ def test_what_was_asked_for_just_now_stays_whatever_the_bound(tmp_path):
     assert digests(cache) == ["0", "1", "2", "3"]
 
 
+def test_a_full_disk_makes_room_before_the_bound_and_what_was_left_half_done_goes(tmp_path):
+    cache = BundleCache(tmp_path / "cache", None)
+    for number in range(4):
+        add(cache, f"{number}", age=3600 - number)
+    (tmp_path / "cache" / ".killed").mkdir()
+    os.utime(tmp_path / "cache" / ".killed", (0, 0))
+    cache.make_room()
+    assert digests(cache) == ["2", "3"]
+
+
 def test_half_a_bundle_is_not_there(tmp_path):
     cache = BundleCache(tmp_path / "cache", None)
 

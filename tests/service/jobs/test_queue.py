@@ -145,6 +145,17 @@ def test_a_key_has_its_own_quota(queue):
     submit(queue, key="a", most_of_key=1)
 
 
+def test_a_quota_holds_for_orders_that_come_at_once(queue):
+    def order(_):
+        try:
+            return submit(queue, key="a", most_of_key=2)
+        except Overloaded:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(job is not None for job in pool.map(order, range(16))) == 2
+
+
 def test_lists_come_in_pages(queue):
     ids = [submit(queue).id for _ in range(5)]
     newest = queue.list_jobs(limit=2)

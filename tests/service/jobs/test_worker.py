@@ -303,4 +303,4 @@ def test_a_cancelled_run_is_ended_at_once_and_leaves_nothing(place, submit, work
     place.queue.cancel(job)
     assert ended(place, job).status == "cancelled"
     assert launcher.stopped == [True]
-    assert not (place.home / "jobs" / job).exists()
+    wait_until(lambda: not (place.home / "jobs" / job).exists())

@@ -52,7 +52,7 @@ def test_each_workload_has_its_systems(saved, workload):
 
 
 def test_a_workload_that_is_not_there_is_refused():
-    assert chosen_workloads(None) == ["R1", "R2", "R3"]
+    assert chosen_workloads(None) == ["R1", "R2", "R3", "R4"]
     with pytest.raises(InvalidRequest, match="No workload 'R4'"):
         chosen_workloads("R2,R4")
 

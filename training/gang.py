@@ -20,6 +20,7 @@ from adapters.home import default_home
 from training.contract import STOP_NAME, ExitCode
 
 _LOOK_SECONDS = 0.2
+_NUM_LINES = 50
 # A process dies with the Ray worker that started it: when a node is lost, those on the others wait for it in vain.
 _BOUND = ("setpriv", "--pdeathsig", "KILL")
 _TOLD = (ExitCode.DONE, ExitCode.FAILED, ExitCode.BAD_INPUT, ExitCode.PAUSED)
@@ -42,7 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # of Ray: a lost worker, its controller, or the cluster; the fit itself is elsewhere
         print(f"Error: {type(error).__name__}: {error}", file=sys.stderr)
         code = ExitCode.INTERRUPTED
-    return ExitCode.PAUSED if code != ExitCode.DONE and stop.exists() else code
+    if code != ExitCode.DONE and stop.exists():
+        return ExitCode.PAUSED
+    if code != ExitCode.DONE:
+        _tell_logs(options.out)
+    return code
+
+
+def _tell_logs(out: Path) -> None:
+    """Say what the processes said last: what is kept of a run is this command's own log."""
+    for path in sorted(out.glob("log-*.txt")):
+        lines = path.read_text(errors="replace").splitlines()[-_NUM_LINES:]
+        print(f"{path.name}:", *lines, sep="\n", file=sys.stderr)
 
 
 def _fit(options: argparse.Namespace, stop: Path) -> int:

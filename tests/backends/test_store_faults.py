@@ -93,8 +93,7 @@ def test_without_the_store_resident_adapters_are_served_and_others_refused(clien
 def is_written(client):
     try:
         client.set_alias("here", "production", 1)
-    except ClientError as error:
-        assert error.code == "unavailable"
+    except ClientError:
         return False
     return True
 

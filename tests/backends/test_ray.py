@@ -16,6 +16,7 @@ ORDER = {
     "task": {"test_share": 0.25},
     "training": {"epochs": 2, "batch_tokens": 64, "must_learn": False},
 }
+pytestmark = pytest.mark.timeout(600)  # the first starts the nodes
 LONG = {"epochs": 4000, "checkpoint_seconds": 0.2}
 
 

@@ -304,3 +304,12 @@ def test_a_cancelled_run_is_ended_at_once_and_leaves_nothing(place, submit, work
     assert ended(place, job).status == "cancelled"
     assert launcher.stopped == [True]
     wait_until(lambda: not (place.home / "jobs" / job).exists())
+
+
+def test_the_log_of_a_job_that_is_given_up_is_kept(place, submit, work, launcher, tmp_path):
+    launcher.codes = [-11] * 9
+    job = submit()
+    work()
+    assert ended(place, job).status == "failed"
+    assert place.objects.get(f"jobs/{job}/log.txt", tmp_path / "log.txt")
+    assert (tmp_path / "log.txt").read_text() == "last words\n"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import queue
 import signal
 import sys
+import threading
+from collections.abc import Callable
 
 PARENT_VARIABLE = "HEADSTOCK_PARENT"  # process number of the server that starts a worker
 
@@ -35,3 +38,21 @@ def stop_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
     if os.environ[PARENT_VARIABLE] != str(os.getppid()):  # it died before we could ask
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    """Have ``stop`` called at SIGTERM and Ctrl-C, by a thread.
+
+    A handler runs inside of whatever the main thread does: one that sets the event which that thread waits for can
+    come while it holds the event's lock, and both wait for ever.
+    """
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # whose `put` may be called in a handler
+
+    def watch() -> None:
+        while True:
+            signals.get()
+            stop()
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: signals.put(number))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.homes import share_kernels
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from a second thread, and on a busy machine OpenMP's spinning barriers cost a hundredfold.
@@ -21,7 +23,9 @@ def clean_environment(monkeypatch, tmp_path):
     for name in list(os.environ):
         if name.startswith("HEADSTOCK_"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("HEADSTOCK_HOME", str(tmp_path / "home"))
+    home = tmp_path / "home"
+    share_kernels(home)
+    monkeypatch.setenv("HEADSTOCK_HOME", str(home))
 
 
 # Folders whose files take minutes: begun first, so that no process is left with one of them alone at the end.

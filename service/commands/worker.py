@@ -8,12 +8,13 @@ from service.commands.options import Home, load
 def worker(home: Home = None) -> None:
     """Run jobs one at a time, until SIGTERM: the run that goes on then saves a checkpoint, and its job waits again."""
     import logging
-    import signal
 
+    from service.lifeline import stop_on_signals, stop_with_parent
+
+    stop_with_parent()  # first of all: a server can be gone while this is imported
     from service.jobs.retention import Retention
     from service.jobs.worker import Worker, Workplace
     from service.launchers.catalog import set_up_launchers
-    from service.lifeline import stop_with_parent
     from service.opening import open_state
 
     settings = load(home=home)
@@ -31,7 +32,5 @@ def worker(home: Home = None) -> None:
         retention=Retention(settings.job_days, settings.file_days),
     )
     made = Worker(place)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: made.stop())
-    stop_with_parent()
+    stop_on_signals(made.stop)
     made.run()

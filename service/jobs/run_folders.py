@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 ASKED_NAME = f"requested-{CONFIG_NAME}"
 LOG_NAME = "log.txt"
+_PARENT_NAME = "parent"
 
 
 def estimate_key(config: RunConfig) -> str:
@@ -64,8 +66,10 @@ class RunFolder:
         order = job.order
         files = {f: self._file(f, data) for f in order.files()}
         config = config_of(place.registry, order, job.plan, files)
-        (self._root / ASKED_NAME).write_text(config.model_dump_json(indent=2) + "\n")
         place.objects.get(estimate_key(config), self._root / ESTIMATE_NAME)
+        if config.parent is not None:
+            config = config.model_copy(update={"parent": str(self._copied(Path(config.parent)))})
+        (self._root / ASKED_NAME).write_text(config.model_dump_json(indent=2) + "\n")
         if place.registry.is_shared and not self._checkpoint.is_file():
             place.objects.get(self._key(CHECKPOINT_NAME), self._checkpoint)
         asked = order.resources
@@ -119,12 +123,20 @@ class RunFolder:
         """Remove what an ended job needs no more: its checkpoint, and copies of what is kept elsewhere."""
         self._checkpoint.unlink(missing_ok=True)
         self._place.objects.remove(self._key(CHECKPOINT_NAME))
-        for name in ("data", BUNDLE_NAME, UNTRAINED_NAME):
+        for name in ("data", _PARENT_NAME, BUNDLE_NAME, UNTRAINED_NAME):
             shutil.rmtree(self._root / name, ignore_errors=True)
 
     def remove(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
         self._place.objects.remove(f"jobs/{self._job.id}")
+
+    def _copied(self, parent: Path) -> Path:
+        """Return the run's own copy of its parent: while it waits for a node, the registry's may be let go of."""
+        own = self._root / _PARENT_NAME
+        if not own.is_dir():
+            with tempfile.TemporaryDirectory(dir=self._root) as scratch:
+                shutil.copytree(parent, Path(scratch) / _PARENT_NAME).rename(own)
+        return own
 
     def _file(self, file: str, data: Path) -> str:
         """Return where the run finds a file: where it is kept, or a copy for a run that can't reach that."""

@@ -4,6 +4,8 @@ import json
 import shutil
 import threading
 from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -94,9 +96,12 @@ def submit(place, decoder_spec, tmp_path):
     path.write_text('{"text": "a", "label": "b"}\n')
     file = place.files.create(path, path.name, "fine-tune", None)
 
-    def order(**fields):
+    def order(parent=None, **fields):
         plan = JobPlan(
-            task="text-classification", backbone=decoder_spec.fingerprint, adapter="films"
+            task="text-classification",
+            backbone=decoder_spec.fingerprint,
+            adapter="films",
+            parent=parent,
         )
         return place.queue.submit(
             JobOrder(model=decoder_spec.name, training_file=file.id, **fields), plan
@@ -145,6 +150,22 @@ def test_a_run_that_ends_well_is_registered(place, submit, work):
     assert version.tags == {"a": "b", "job": job}
     assert place.registry.get_alias("films", "production").version == 1
     assert done.result["num_tokens"] == 7
+
+
+def test_a_run_has_its_own_copy_of_its_parent_while_it_goes_on(place, submit, work, launcher):
+    place.registry.create_version("parents", launcher.bundle)
+    launcher.codes = [None]
+    job = submit(parent="parents:1")
+    work()
+    run = wait_until(lambda: launcher.started and launcher.started[0])
+    parent = Path(json.loads((run.folder / run.config_name).read_text())["parent"])
+    assert parent in run.reads
+    place.registry.delete_adapter("parents")
+    place.registry.collect(timedelta(0))
+    assert (parent / "manifest.json").is_file()
+    launcher.ends["run-0"] = ExitCode.DONE
+    assert ended(place, job).status == "succeeded"
+    wait_until(lambda: not parent.exists())
 
 
 def test_a_run_that_takes_too_long_is_stopped_and_then_ended(place, submit, work, launcher):

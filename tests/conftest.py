@@ -41,6 +41,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.gpu)
 
 
+@pytest.fixture(scope="module")
+def films(client, tmp_path_factory) -> str:
+    """The id of a file for a small job, on whatever server a module's ``client`` talks to."""
+    from tests.jobs import write_films
+
+    path = write_films(tmp_path_factory.mktemp("films") / "films.jsonl")
+    return client.create_file(path)["id"]
+
+
 @pytest.fixture(scope="session")
 def decoder_folder(tmp_path_factory) -> Path:
     from tests.tiny import save_backbone

@@ -9,16 +9,10 @@ import pytest
 
 from service.client import ClientError
 from tests.backends.containers import docker_host, images  # noqa: F401
-from tests.end_to_end.test_job_faults import ROUNDS, VICTIMS, ended, survive, told, worker_of
-from tests.end_to_end.test_jobs import write_films
+from tests.faults import ROUNDS, VICTIMS, survive
+from tests.jobs import LONG, ended, is_training, submit, told, worker_of
 from tests.servers import running_server, wait_until
 
-ORDER = {
-    "model": "tiny-llama",
-    "task": {"test_share": 0.25},
-    "training": {"epochs": 2, "batch_tokens": 64, "must_learn": False},
-}
-LONG = {"epochs": 4000, "checkpoint_seconds": 0.2}
 MIB = 2**20
 pytestmark = pytest.mark.timeout(900)  # the first builds the images
 
@@ -57,25 +51,9 @@ def client(server):
     return server[0]
 
 
-@pytest.fixture(scope="module")
-def films(client, tmp_path_factory):
-    path = write_films(tmp_path_factory.mktemp("films") / "films.jsonl")
-    return client.create_file(path)["id"]
-
-
-def submit(client, films, name, **more):
-    training = {**ORDER["training"], **more.pop("training", {})}
-    order = {**ORDER, "training_file": films, "register": {"name": name}, "training": training}
-    return client.create_job({**order, **more})["id"]
-
-
 def containers_of(client_of_docker, job):
     wanted = {"label": f"headstock.job={job}"}
     return client_of_docker.containers.list(all=True, filters=wanted, ignore_removed=True)
-
-
-def is_training(client, job):
-    return wait_until(lambda: any("step" in line for line in told(client, job)), seconds=120)
 
 
 def test_a_job_runs_in_a_container_and_its_adapter_is_served(client, client_of_docker, films):

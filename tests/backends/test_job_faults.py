@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from tests.end_to_end.test_job_faults import VICTIMS, survive
+from tests.faults import VICTIMS, survive
 from tests.servers import running_server
 
 

@@ -11,17 +11,10 @@ pytest.importorskip(
 
 import kubernetes_validate
 
-from tests.end_to_end.test_job_faults import ended, told, worker_of
-from tests.end_to_end.test_jobs import write_films
+from tests.jobs import LONG, ended, is_training, submit, told, worker_of
 from tests.kubernetes import VERSION, running_api
 from tests.servers import ROOT, running_server, wait_until
 
-ORDER = {
-    "model": "tiny-llama",
-    "task": {"test_share": 0.25},
-    "training": {"epochs": 2, "batch_tokens": 64, "must_learn": False},
-}
-LONG = {"epochs": 4000, "checkpoint_seconds": 0.2}
 DEPLOY = ROOT / "deploy"
 
 
@@ -55,22 +48,6 @@ def server(home, api):
 @pytest.fixture(scope="module")
 def client(server):
     return server[0]
-
-
-@pytest.fixture(scope="module")
-def films(client, tmp_path_factory):
-    path = write_films(tmp_path_factory.mktemp("films") / "films.jsonl")
-    return client.create_file(path)["id"]
-
-
-def submit(client, films, name, **more):
-    training = {**ORDER["training"], **more.pop("training", {})}
-    order = {**ORDER, "training_file": films, "register": {"name": name}, "training": training}
-    return client.create_job({**order, **more})["id"]
-
-
-def is_training(client, job):
-    return wait_until(lambda: any("step" in line for line in told(client, job)), seconds=120)
 
 
 def test_a_job_runs_as_a_pod_with_its_bounds_and_its_adapter_is_served(client, api, films, home):

@@ -7,17 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.backends.ray_nodes import running_nodes, skip_unless_nodes_can_be_had
-from tests.end_to_end.test_job_faults import ended, told, worker_of
-from tests.end_to_end.test_jobs import write_films
+from tests.jobs import LONG, ended, is_training, submit, told, worker_of
 from tests.servers import running_server, wait_until
 
-ORDER = {
-    "model": "tiny-llama",
-    "task": {"test_share": 0.25},
-    "training": {"epochs": 2, "batch_tokens": 64, "must_learn": False},
-}
 pytestmark = pytest.mark.timeout(600)  # the first starts the nodes
-LONG = {"epochs": 4000, "checkpoint_seconds": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -52,27 +45,6 @@ def server(home, cluster):
 @pytest.fixture(scope="module")
 def client(server):
     return server[0]
-
-
-@pytest.fixture(scope="module")
-def films(client, tmp_path_factory):
-    path = write_films(tmp_path_factory.mktemp("films") / "films.jsonl")
-    return client.create_file(path)["id"]
-
-
-def submit(client, films, name, **more):
-    training = {**ORDER["training"], **more.pop("training", {})}
-    order = {**ORDER, "training_file": films, "register": {"name": name}, "training": training}
-    return client.create_job({**order, **more})["id"]
-
-
-def is_training(client, job):
-    def look():
-        found = client.get_job(job)
-        assert found["status"] in ("queued", "running"), found
-        return (found["progress"] or {}).get("done", 0) > 3
-
-    return wait_until(look, seconds=120)
 
 
 def is_on(nodes, number, job):

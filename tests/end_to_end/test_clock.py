@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.end_to_end.test_job_faults import ended, submit, told
-from tests.end_to_end.test_jobs import write_films
-from tests.servers import running_server, wait_until
+from tests.faults import FAULTY
+from tests.jobs import ended, is_training, submit, told
+from tests.servers import running_server
 
 # Puts the clock on the wall wrong by as many seconds as a file says, and leaves alone what only counts. (libfaketime's
 # own way of that, DONT_FAKE_MONOTONIC, makes every sleep fail.)
@@ -83,17 +83,11 @@ def client(clock, tmp_path_factory, decoder_folder):
         yield client
 
 
-@pytest.fixture(scope="module")
-def films(client, tmp_path_factory):
-    path = write_films(tmp_path_factory.mktemp("films") / "films.jsonl")
-    return client.create_file(path)["id"]
-
-
 @pytest.mark.parametrize("jump", [86400, -86400])
 def test_a_job_goes_on_over_a_jump_of_the_clock(client, clock, films, jump):
     name = f"over-{'ahead' if jump > 0 else 'back'}"
-    job = submit(client, films, name, epochs=80)
-    wait_until(lambda: (client.get_job(job)["progress"] or {}).get("done", 0) > 3)
+    job = submit(client, films, name, training={**FAULTY, "epochs": 80})
+    is_training(client, job)
     before = client.get_job(job)
     clock(jump)
     try:
@@ -109,7 +103,7 @@ def test_a_job_goes_on_over_a_jump_of_the_clock(client, clock, films, jump):
 def test_the_clock_of_the_server_is_the_one_that_jumps(client, clock, films):
     clock(86400)
     try:
-        job = submit(client, films, "jumped", epochs=1)
+        job = submit(client, films, "jumped", training={"epochs": 1})
         assert client.get_job(job)["created_at"] - time.time() > 80000
         assert ended(client, job)["status"] == "succeeded"
     finally:

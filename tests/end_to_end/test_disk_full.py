@@ -8,8 +8,8 @@ import pytest
 from adapters.backbone import describe_backbone
 from service.client import ClientError
 from tests.bundles import classifier, save_bundle
-from tests.end_to_end.test_job_faults import ended, submit, told, trainer_of
-from tests.end_to_end.test_jobs import write_films
+from tests.faults import FAULTY
+from tests.jobs import ended, is_training, submit, told, trainer_of, write_films
 from tests.servers import running_server, wait_until
 
 MIB = 2**20
@@ -101,8 +101,8 @@ def test_an_upload_that_finds_no_room_is_refused_and_leaves_nothing(
 
 def test_a_run_that_finds_no_room_goes_on_when_there_is_some(client, disk, tmp_path):
     films = client.create_file(write_films(tmp_path / "films.jsonl"))["id"]
-    job = submit(client, films, "films", epochs=300)
-    wait_until(lambda: (client.get_job(job)["progress"] or {}).get("done", 0) > 3)
+    job = submit(client, films, "films", training={**FAULTY, "epochs": 300})
+    is_training(client, job)
     with Filling(disk, 0):
         wait_until(lambda: trainer_of(job) is None, seconds=120)
         assert client.is_healthy()

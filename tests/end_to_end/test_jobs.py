@@ -1,9 +1,8 @@
 """Training jobs over HTTP, by the stock openai package: from a file to an adapter that is served."""
 
-import json
-
 import pytest
 
+from tests.jobs import write_films
 from tests.servers import running_server, wait_until
 from tests.webhooks import SECRET, receiving
 
@@ -12,16 +11,6 @@ openai = pytest.importorskip(
 )
 
 TINY = {"epochs": 2, "batch_tokens": 64, "must_learn": False}
-
-
-def write_films(path, rows=24):
-    lines = [
-        {"text": f"a {word} film, number {i}", "label": label}
-        for i in range(rows // 2)
-        for word, label in (("good", "pos"), ("bad", "neg"))
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 @pytest.fixture(scope="module")

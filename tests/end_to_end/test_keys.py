@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.demo import free_port
-from tests.end_to_end.test_jobs import write_films
+from tests.jobs import write_films
 from tests.servers import ROOT, running_server, wait_until
 
 

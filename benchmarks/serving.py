@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from adapters.errors import InvalidRequest
 from benchmarks.machine import describe_machine, library_versions, source_commit
 from benchmarks.report import Measurement, Report, with_ratios
 from benchmarks.session import Options, Session
@@ -34,21 +33,6 @@ WORKLOADS: Mapping[str, Callable[[Session], list[Measurement]]] = {
     "GPU": run_gpu,
 }
 _TABLE_WIDTH = 150  # in a file; a terminal has its own
-
-
-def chosen_workloads(only: str | None) -> list[str]:
-    """Return the names in ``only``, such as ``W1,W2``; all without it.
-
-    Raises:
-        InvalidRequest: there is no such workload.
-    """
-    names = [name.strip() for name in only.split(",")] if only else list(WORKLOADS)
-    for name in names:
-        if name not in WORKLOADS:
-            raise InvalidRequest(
-                f"No workload '{name}'. There are {', '.join(WORKLOADS)}.", param="only"
-            )
-    return names
 
 
 def run_serving(options: Options, names: Sequence[str], home: Path, path: Path) -> Report:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from adapters.errors import InvalidRequest
 from adapters.packaged import DEFAULT_BACKBONE
 from benchmarks.fits import FitSet, FitWork, cut_set, prepare_work, run_job
 from benchmarks.machine import describe_machine, library_versions, source_commit
@@ -47,21 +46,6 @@ WORKLOADS: Mapping[str, Workload] = {
     "T2": Workload(FitSet("scitldr", "summarization", DEFAULT_BACKBONE), 12_000, "bfloat16"),
     "T3": Workload(FitSet("banking77", "text-classification", DEFAULT_ENCODER), 40_000, "bfloat16"),
 }
-
-
-def chosen_workloads(only: str | None) -> list[str]:
-    """Return the names in ``only``, such as ``T1,T2``; all without it.
-
-    Raises:
-        InvalidRequest: there is no such workload.
-    """
-    names = [name.strip() for name in only.split(",")] if only else list(WORKLOADS)
-    for name in names:
-        if name not in WORKLOADS:
-            raise InvalidRequest(
-                f"No workload '{name}'. There are {', '.join(WORKLOADS)}.", param="only"
-            )
-    return names
 
 
 def run_training(session: Session, names: Sequence[str], data: Path, path: Path) -> Report:

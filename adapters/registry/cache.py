@@ -61,10 +61,8 @@ class BundleCache:
 
     def make_room(self) -> None:
         """Remove half of what is here, for a disk that is full before the bound is reached."""
-        self._make_room(self._size() // 2)
-
-    def _size(self) -> int:
-        return sum(_size(folder) for folder in self._root.iterdir() if folder.is_dir())
+        held = sum(_size(folder) for folder in self._root.iterdir() if folder.is_dir())
+        self._make_room(held // 2)
 
     def _make_room(self, max_bytes: int) -> None:
         self._remove_leftovers()

@@ -37,9 +37,10 @@ def bench_serving(
 ) -> None:
     """Measure serving: speed, scale, cold start and memory."""
     with _source_tree():
-        from benchmarks.serving import chosen_workloads, run_serving
+        from benchmarks.choice import chosen_workloads
+        from benchmarks.serving import WORKLOADS, run_serving
         from benchmarks.session import Options
-    names = chosen_workloads(only)
+    names = chosen_workloads(only, WORKLOADS)
     settings = load(home=home, backbone=backbone)
     given: dict[str, Any] = {"encoder": encoder, "threads": threads}
     options = Options(
@@ -72,8 +73,9 @@ def bench_registry(
 ) -> None:
     """Measure registering, listing and claiming: milliseconds, and jobs a second."""
     with _source_tree():
-        from benchmarks.registry import chosen_workloads, run_registry
-    names = chosen_workloads(only)
+        from benchmarks.choice import chosen_workloads
+        from benchmarks.registry import WORKLOADS, run_registry
+    names = chosen_workloads(only, WORKLOADS)
     decoder = load(home=home, backbone=backbone).backbone
     with _session(home, decoder=decoder, runs=1 if quick else runs, is_quick=quick) as session:
         run_registry(session, names, database_url, json_file)
@@ -97,8 +99,9 @@ def bench_training(
 ) -> None:
     """Measure fitting beside stock Trainer and peft: tokens a second, and memory."""
     with _source_tree():
-        from benchmarks.training import chosen_workloads, run_training
-    names = chosen_workloads(only)
+        from benchmarks.choice import chosen_workloads
+        from benchmarks.training import WORKLOADS, run_training
+    names = chosen_workloads(only, WORKLOADS)
     with _session(home, runs=1 if quick else runs, is_quick=quick) as session:
         run_training(session, names, data, json_file)
 

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from adapters.errors import EnvironmentProblem, InvalidRequest
 from adapters.registry.database import Database
-from benchmarks.registry import chosen_workloads, run_registry
+from benchmarks.choice import chosen_workloads
+from benchmarks.registry import WORKLOADS, run_registry
 from benchmarks.session import Options, Session
 from benchmarks.workloads import claiming
 from benchmarks.workloads.databases import open_databases
@@ -52,9 +53,9 @@ def test_each_workload_has_its_systems(saved, workload):
 
 
 def test_a_workload_that_is_not_there_is_refused():
-    assert chosen_workloads(None) == ["R1", "R2", "R3", "R4"]
+    assert chosen_workloads(None, WORKLOADS) == ["R1", "R2", "R3", "R4"]
     with pytest.raises(InvalidRequest, match="No workload 'R9'"):
-        chosen_workloads("R2,R9")
+        chosen_workloads("R2,R9", WORKLOADS)
 
 
 def test_without_a_database_postgresql_is_left_out_and_the_reader_is_told(saved, session):

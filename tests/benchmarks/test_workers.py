@@ -3,9 +3,10 @@
 import pytest
 
 from adapters.errors import InvalidRequest
+from benchmarks.choice import chosen_workloads
 from benchmarks.environments import Environment, PeerMissing, prepare_environment
 from benchmarks.peers.wire import Load, Work, WorkRow
-from benchmarks.serving import WORKLOADS, chosen_workloads
+from benchmarks.serving import WORKLOADS
 from benchmarks.workers import System, Worker
 
 ENGINE = System("engine", "engine_worker")
@@ -52,7 +53,7 @@ def test_rows_come_in_windows():
 
 
 def test_workloads_are_chosen_by_name():
-    assert chosen_workloads("W1, W6") == ["W1", "W6"]
-    assert chosen_workloads(None) == list(WORKLOADS)
+    assert chosen_workloads("W1, W6", WORKLOADS) == ["W1", "W6"]
+    assert chosen_workloads(None, WORKLOADS) == list(WORKLOADS)
     with pytest.raises(InvalidRequest, match="'W9'"):
-        chosen_workloads("W9")
+        chosen_workloads("W9", WORKLOADS)

@@ -15,6 +15,11 @@ def is_full(error: BaseException) -> bool:
     return any(words in str(error) for words in _FULL)
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether a store does not let us in, which it won't by itself; boto's errors are known by their names."""
+    return isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+
+
 @contextmanager
 def telling_store(place: str) -> Iterator[None]:
     """Turn what a file system raises into errors of ours; what is not there is still a `FileNotFoundError`.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from dataclasses import dataclass
 
+from adapters.errors import EnvironmentProblem, StorageFull, Unavailable
 from adapters.registry.blobs import BlobStore
 from adapters.registry.database import Database
 from adapters.registry.registry import Registry
@@ -12,6 +15,9 @@ from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
 from service.jobs.queue import JobQueue
 from service.settings import Settings, prepare_home
+
+logger = logging.getLogger(__name__)
+_STORE_SECONDS = 10.0  # for a store to answer before anything else starts without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,31 @@ def open_state(settings: Settings) -> State:
         Keys(database),
         database,
     )
+
+
+def check_store(objects: ObjectStore, seconds: float = _STORE_SECONDS) -> None:
+    """Find out before anything starts whether the store lets us write; one that does not answer may come back.
+
+    Raises:
+        EnvironmentProblem: it refuses us.
+    """
+    refused: list[EnvironmentProblem] = []
+
+    def look() -> None:
+        try:
+            objects.check()
+        except EnvironmentProblem as problem:
+            refused.append(problem)
+        except (StorageFull, Unavailable) as error:
+            logger.warning("%s", error.message)
+
+    thread = threading.Thread(target=look, name="check-store", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        logger.warning("The store has not answered for %.0f s; it is used when it does.", seconds)
+    if refused:
+        raise refused[0]
 
 
 def open_registry(settings: Settings) -> Registry:

@@ -33,7 +33,7 @@ from service.jobs.webhooks import Webhooks
 from service.launchers.catalog import set_up_launchers
 from service.lifeline import live_and_die_with_parent
 from service.limits import Gatekeeper, Traffic
-from service.opening import open_state
+from service.opening import check_store, open_state
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
 from service.routes.aliases import aliases_router
@@ -142,6 +142,7 @@ def build_server(settings: Settings) -> Server:
         UnsupportedBackbone: the backbone can't be served.
     """
     state = open_state(settings)
+    check_store(state.objects)
     registry = state.registry
     _check_keys(settings, state.keys)
     folder = find_backbone(settings.backbone, settings.home)

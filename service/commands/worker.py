@@ -15,11 +15,12 @@ def worker(home: Home = None) -> None:
     from service.jobs.retention import Retention
     from service.jobs.worker import Worker, Workplace
     from service.launchers.catalog import set_up_launchers
-    from service.opening import open_state
+    from service.opening import check_store, open_state
 
     settings = load(home=home)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker: %(message)s")
     state = open_state(settings)
+    check_store(state.objects)
     place = Workplace(
         state.queue,
         state.files,

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
-from adapters.errors import EnvironmentProblem
-from adapters.storage import telling_store
+from adapters.errors import EnvironmentProblem, Unavailable
+from adapters.storage import is_refusal, telling_store
 
 
 class ObjectStore:
@@ -29,6 +29,33 @@ class ObjectStore:
                 f"The store '{url}' can't be opened: {error}. Set HEADSTOCK_BLOB_URL to one that fsspec knows."
             ) from error
         self._is_local = "file" in self._fs.protocol
+
+    def check(self) -> None:
+        """Write a small object and remove it.
+
+        Raises:
+            EnvironmentProblem: the store refuses us, and will until somebody puts it right.
+            StorageFull, Unavailable: it can't be used now.
+        """
+        place = self._place(f"check-{uuid.uuid4().hex}.part")
+        try:
+            with telling_store(self._root):
+                self._fs.makedirs(self._root, exist_ok=True)
+                self._fs.pipe_file(place, b"x")
+                self._fs.rm_file(place)
+        except FileNotFoundError as error:
+            raise self._refused(error) from error
+        except Unavailable as error:
+            cause = error.__cause__ or error
+            if not self._is_local and not is_refusal(cause):
+                raise
+            raise self._refused(cause) from error
+
+    def _refused(self, error: BaseException) -> EnvironmentProblem:
+        return EnvironmentProblem(
+            f"The store '{self._root}' can't be written: {type(error).__name__}: {str(error)[:300].rstrip('.')}. Look at "
+            "HEADSTOCK_BLOB_URL, and at the credentials and rights that the store wants."
+        )
 
     def put(self, source: Path, key: str) -> None:
         """Store a file; a reader sees all of it or none."""

@@ -122,16 +122,18 @@ def postgres():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory):
-    """Run moto's server, and point botocore at it; gives the name of a bucket."""
+@contextlib.contextmanager
+def running_s3(folder, **environment):
+    """Run moto's server and point botocore at it.
+
+    Args:
+        environment: of the server.
+    """
     for package in ("s3fs", "moto", "flask"):
         pytest.importorskip(
             package, reason=f"{package} is not installed (make test-backends does it)."
         )
-    import s3fs
-
-    port, log = free_port(), tmp_path_factory.mktemp("s3") / "log"
+    port, log = free_port(), folder / "log"
     url = f"http://127.0.0.1:{port}"
     variables = {
         "AWS_ENDPOINT_URL": url,
@@ -144,21 +146,32 @@ def s3(tmp_path_factory):
             patch.setenv(name, value)
         process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            env={**os.environ, **environment},
             stdout=file,
             stderr=file,
         )
         try:
             wait_for(lambda: _answers(url), process, log)
-            s3fs.S3FileSystem().mkdir("bundles")
-            yield "bundles"
+            yield
         finally:
             process.terminate()
             process.wait(timeout=READY_SECONDS)
 
 
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """Run a store; gives the name of a bucket."""
+    with running_s3(tmp_path_factory.mktemp("s3")):
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("bundles")
+        yield "bundles"
+
+
 def _answers(url):
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(url).is_success
+        httpx.get(url)
+        return True
     return False
 
 

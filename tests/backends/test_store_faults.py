@@ -1,6 +1,8 @@
 """The store is slow, or gone, or the database is: adapters that are here are served on, and nothing is half done."""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -8,9 +10,10 @@ import pytest
 
 from adapters.backbone import describe_backbone
 from service.client import ClientError
+from tests.backends.conftest import running_s3
 from tests.bundles import classifier, save_bundle
 from tests.gates import Gate
-from tests.servers import running_server, wait_until
+from tests.servers import ROOT, running_server, wait_until
 
 NUM_UPLOADS = 12  # more than asyncio has threads of its own here
 
@@ -110,3 +113,17 @@ def test_without_the_database_known_adapters_are_served_and_writes_refused(clien
         gates[1].open()
     wait_until(lambda: is_written(client))
     assert scores(client, "here") == before
+
+
+def test_a_worker_ends_at_once_with_credentials_that_the_store_refuses(tmp_path):
+    with running_s3(tmp_path, INITIAL_NO_AUTH_ACTION_COUNT="0"):
+        done = subprocess.run(
+            [sys.executable, "-m", "service.cli", "worker"],
+            cwd=ROOT,
+            env={**os.environ, "HEADSTOCK_BLOB_URL": "s3://bundles/refused"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert "'bundles/refused' can't be written: Perm" in done.stderr.splitlines()[-1]

@@ -52,9 +52,10 @@ class ObjectStore:
             raise self._refused(cause) from error
 
     def _refused(self, error: BaseException) -> EnvironmentProblem:
+        reason = f"{type(error).__name__}: {str(error)[:300].rstrip('.')}"
         return EnvironmentProblem(
-            f"The store '{self._root}' can't be written: {type(error).__name__}: {str(error)[:300].rstrip('.')}. Look at "
-            "HEADSTOCK_BLOB_URL, and at the credentials and rights that the store wants."
+            f"The store '{self._root}' can't be written: {reason}. Look at HEADSTOCK_BLOB_URL, and at the credentials "
+            "and rights that the store wants."
         )
 
     def put(self, source: Path, key: str) -> None:

@@ -2,11 +2,17 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from adapters.errors import Unavailable
+from service.launchers import ray
+from service.launchers.base import GONE
 from tests.backends.ray_nodes import running_nodes, skip_unless_nodes_can_be_had
+from tests.gates import Gate
 from tests.jobs import LONG, ended, is_training, submit, told, worker_of
 from tests.servers import running_server, wait_until
 
@@ -103,3 +109,27 @@ def test_a_fit_over_two_nodes_outlives_one_of_them(client, nodes, films):
         assert (done["status"], done["attempt"]) == ("succeeded", 1 + dies), told(client, job)
         digests.append(client.get_adapter(name)["versions"][0]["digest"])
     assert digests[0] == digests[1]
+
+
+def test_a_run_that_waits_for_room_can_be_cancelled(client, films):
+    job = submit(client, films, "roomy", resources={"threads": 3})  # no node has as many
+    wait_until(lambda: client.get_job(job)["status"] == "running", seconds=60)
+    client.change_job(job, "cancel")
+    assert ended(client, job)["status"] == "cancelled"
+
+
+def test_a_head_that_hangs_is_not_waited_for_longer_than_a_bound(cluster, monkeypatch):
+    head = urlsplit(cluster[1])
+    gate = Gate(head.hostname, head.port)
+    monkeypatch.setattr(ray, "_TIMEOUT_SECONDS", (1.0, 1.0))
+    launcher = ray.RayLauncher(f"http://127.0.0.1:{gate.port}")
+    assert launcher.exit_code({"name": "never-was"}) == GONE
+    try:
+        with gate.hanging():
+            begin = time.monotonic()
+            assert launcher.exit_code({"name": "never-was"}) is None
+            with pytest.raises(Unavailable, match="Ray at 'http"):
+                launcher.stop({"name": "never-was"})
+            assert time.monotonic() - begin < 20
+    finally:
+        gate.shut()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import EnvironmentProblem, Unavailable
+from adapters.errors import EnvironmentProblem, StorageFull, Unavailable
 from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
 from service.jobs.orders import JobOrder, JobPlan
@@ -168,13 +168,16 @@ def test_a_run_has_its_own_copy_of_its_parent_while_it_goes_on(place, submit, wo
     wait_until(lambda: not parent.exists())
 
 
-def test_a_run_that_takes_too_long_is_stopped_and_then_ended(place, submit, work, launcher):
+def test_a_run_that_takes_too_long_is_stopped_and_then_ended_and_its_log_is_kept(
+    place, submit, work, launcher, tmp_path
+):
     launcher.codes = [None]
     job = submit(resources={"timeout_seconds": 1})
     work()
     done = ended(place, job)
     assert (done.status, done.error["code"]) == ("failed", "timeout")
     assert launcher.stopped == [False]
+    assert place.objects.get(f"jobs/{job}/log.txt", tmp_path / "log.txt")
 
 
 def test_the_reason_a_run_gives_is_the_job_s(place, submit, work, launcher):
@@ -269,7 +272,12 @@ def test_a_worker_that_counts_keeps_its_job_however_long_it_takes(place, submit,
     wait_until(lambda: place.queue.get(job).attempt > claimed.attempt)
 
 
-def test_while_the_database_is_gone_the_run_goes_on(place, submit, work, launcher, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [Unavailable("The database is gone."), StorageFull("The disk is full.")]
+)
+def test_while_the_database_is_gone_or_full_the_run_goes_on(
+    place, submit, work, launcher, monkeypatch, error
+):
     launcher.codes = [None]
     job = submit()
     work()
@@ -279,13 +287,14 @@ def test_while_the_database_is_gone_the_run_goes_on(place, submit, work, launche
     def gone(*arguments, **options):
         if len(missed) < 3:
             missed.append(1)
-            raise Unavailable("The database is gone.")
+            raise error
         return real(*arguments, **options)
 
     monkeypatch.setattr(JobQueue, "beat", lambda self, *a, **o: gone(*a, **o))
+    wait_until(lambda: len(missed) == 3)
     launcher.ends["run-0"] = ExitCode.DONE
-    assert ended(place, job).status == "succeeded"
-    assert len(missed) == 3
+    done = ended(place, job)
+    assert (done.status, done.attempt) == ("succeeded", 1)
 
 
 def test_what_is_old_is_forgotten_but_not_what_is_needed(place, submit, work, tmp_path):
@@ -314,6 +323,31 @@ def test_what_is_old_is_forgotten_but_not_what_is_needed(place, submit, work, tm
     assert place.files.list_files() == []
     assert place.files.sent_before(now() + timedelta(days=1)) == []
     assert [job.id for job in place.queue.list_jobs()] == [waiting]
+
+
+def test_what_the_store_does_not_let_go_of_does_not_keep_the_rest(place, submit, work, monkeypatch):
+    from service.jobs.retention import Retention
+
+    jobs = [submit() for _ in range(2)]
+    worker, thread = work()
+    for job in jobs:
+        ended(place, job)
+    worker.stop()
+    thread.join(30)
+    real, refused = place.objects.remove, []
+
+    def remove(objects, key):
+        if not refused:
+            refused.append(key)
+            raise Unavailable("The store is gone.")
+        real(key)
+
+    monkeypatch.setattr(ObjectStore, "remove", remove)
+    Retention(job_days=1e-9).collect(place.queue, place.files, place.objects, place.home)
+    assert place.queue.list_jobs() == []
+    kept = [job for job in jobs if any(job in key for key in place.objects.list_keys())]
+    assert [f"jobs/{job}" for job in kept] == refused
+    assert list((place.home / "jobs").iterdir()) == []
 
 
 def test_a_cancelled_run_is_ended_at_once_and_leaves_nothing(place, submit, work, launcher):

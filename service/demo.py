@@ -161,11 +161,10 @@ class Demo:
             return execute_run(config, self._run_folder(name), self._settings.home, progress.show)
 
     def _register(self, adapters: list[DemoAdapter]) -> None:
-        from adapters.backbone import backbone_name, describe_backbone, find_backbone
+        from adapters.descriptions import describe_source
 
         registry = open_registry(self._settings)
-        folder = find_backbone(self._settings.backbone, self._settings.home)
-        registry.add_backbone(describe_backbone(folder, backbone_name(self._settings.backbone)))
+        registry.add_backbone(describe_source(self._settings.backbone, self._settings.home))
         for adapter in adapters:
             version = registry.create_version(
                 adapter.name, self._run_folder(adapter.name) / BUNDLE_NAME

@@ -18,7 +18,8 @@ import litserve as ls
 from litserve.transport.base import MessageTransport
 from litserve.utils import WorkerSetupStatus
 
-from adapters.backbone import BackboneSpec, backbone_name, describe_backbone, find_backbone
+from adapters.backbone import BackboneSpec, describe_backbone
+from adapters.descriptions import describe_source
 from adapters.errors import EnvironmentProblem, Unavailable
 from adapters.tokenizer import load_tokenizer
 from service.access.guard import Guard
@@ -145,8 +146,8 @@ def build_server(settings: Settings) -> Server:
     check_store(state.objects)
     registry = state.registry
     _check_keys(settings, state.keys)
-    folder = find_backbone(settings.backbone, settings.home)
-    backbone = _describe(folder, backbone_name(settings.backbone))
+    backbone = describe_source(settings.backbone, settings.home, _describe)
+    folder = Path(backbone.folder)
     registry.add_backbone(backbone)
     calls = EngineCalls(settings.max_waiting_calls, settings.max_waiting_tokens)
     traffic = Traffic()

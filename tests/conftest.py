@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.homes import share_kernels
+from tests.homes import share_finds
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,7 +24,7 @@ def clean_environment(monkeypatch, tmp_path):
         if name.startswith("HEADSTOCK_"):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
-    share_kernels(home)
+    share_finds(home)
     monkeypatch.setenv("HEADSTOCK_HOME", str(home))
 
 

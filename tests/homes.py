@@ -1,15 +1,16 @@
-"""The compiled kernels of homes that tests make: one folder for all, for compiling takes longer than most tests."""
+"""What homes that tests make have in common: compiled kernels and described backbones, which take seconds each."""
 
 import getpass
 import tempfile
 from pathlib import Path
 
-SHARED = Path(tempfile.gettempdir()) / f"headstock-tests-{getpass.getuser()}" / "kernels"
+SHARED = Path(tempfile.gettempdir()) / f"headstock-tests-{getpass.getuser()}"
 
 
-def share_kernels(home: Path) -> None:
-    """Have a home find the kernels that another test's process has compiled; their names tell what they are."""
-    SHARED.mkdir(parents=True, exist_ok=True)
+def share_finds(home: Path) -> None:
+    """Have a home find what another test's process has found out; names of files tell what they hold for."""
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "kernels").exists():
-        (home / "kernels").symlink_to(SHARED)
+    for name in ("kernels", "specs"):
+        (SHARED / name).mkdir(parents=True, exist_ok=True)
+        if not (home / name).exists():
+            (home / name).symlink_to(SHARED / name)

@@ -13,7 +13,7 @@ import psutil
 
 from service.client import Client
 from service.demo import free_port
-from tests.homes import share_kernels
+from tests.homes import share_finds
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 120
@@ -39,7 +39,7 @@ def running_server(
         **{f"HEADSTOCK_{name.upper()}": str(value) for name, value in settings.items()},
     }
     log = home / "server.log"
-    share_kernels(home)
+    share_finds(home)
     command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
     if group is not None:  # the shell joins it, and what it becomes is in it from the first page on
         command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]

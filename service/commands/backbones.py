@@ -32,11 +32,9 @@ def show_backbone(
     home: Home = None,
 ) -> None:
     """Print what a backbone is."""
-    from adapters.backbone import backbone_name, describe_backbone, find_backbone
+    from adapters.descriptions import describe_source
 
     settings = load(home=home, backbone=name or None)
-    spec = describe_backbone(
-        find_backbone(settings.backbone, settings.home), backbone_name(settings.backbone)
-    )
+    spec = describe_source(settings.backbone, settings.home)
     shown = spec.model_dump(exclude={"modules"}) | {"num_modules": len(spec.modules)}
     typer.echo(json.dumps(shown, indent=2))

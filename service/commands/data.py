@@ -63,13 +63,13 @@ def check(
 
 
 def _check_tokens(checked: Checked, settings: DataSettings, backbone: str, home: Path) -> None:
-    from adapters.backbone import backbone_name, describe_backbone, find_backbone
+    from adapters.descriptions import describe_source
     from adapters.tasks.catalog import get_task, task_class
     from adapters.tasks.room import row_room
     from adapters.tokenizer import load_tokenizer
     from training.gate import check_tokens
 
-    spec = describe_backbone(find_backbone(backbone, home), backbone_name(backbone))
+    spec = describe_source(backbone, home)
     cls = task_class(checked.report.task)
     targets = [example.target for example in checked.splits.train]
     task = get_task(checked.report.task, cls.options_from({}, targets))

@@ -31,9 +31,7 @@ def open_registry_of(settings: Settings, backbone: str | None = None) -> Registr
 
     registry = open_registry(settings)
     if backbone is not None:
-        from adapters.backbone import backbone_name, describe_backbone, find_backbone
+        from adapters.descriptions import describe_source
 
-        registry.add_backbone(
-            describe_backbone(find_backbone(backbone, settings.home), backbone_name(backbone))
-        )
+        registry.add_backbone(describe_source(backbone, settings.home))
     return registry

@@ -9,6 +9,7 @@ from rich.console import Console
 from benchmarks.serving import run_serving
 from benchmarks.session import Options, Session
 from benchmarks.workloads.gpu import run_gpu
+from tests.homes import share_finds
 
 WANTED = {
     "W1": {("engine", 16), ("peft adapter_names", 16), ("transformers generate", 0)},
@@ -30,6 +31,7 @@ WANTED = {
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, decoder_folder, encoder_folder):
     root = tmp_path_factory.mktemp("bench")
+    share_finds(root / "home")
     options = Options(
         str(decoder_folder), str(encoder_folder), "float32", threads=1, runs=1, is_quick=True
     )

@@ -9,6 +9,7 @@ from adapters.runtime import kernels as kernels_module
 from adapters.runtime.engine import Engine
 from adapters.runtime.kernels import load_kernels
 from tests.bundles import answerer, classifier, save_bundle, summarizer
+from tests.homes import share_finds
 
 PORTABLE = {"x86_64": "-march=x86-64-v3", "aarch64": "-march=armv8-a"}
 
@@ -21,7 +22,9 @@ def kernels(request, tmp_path_factory):
             flags = [f for f in kernels_module._FLAGS if f != "-march=native"]
             own = PORTABLE.get(platform.machine(), "-O3")
             patch.setattr(kernels_module, "_FLAGS", (*flags, own))
-        loaded = load_kernels.__wrapped__(tmp_path_factory.mktemp("home"))
+        home = tmp_path_factory.mktemp("home")
+        share_finds(home)
+        loaded = load_kernels.__wrapped__(home)
     if loaded is None:
         pytest.skip("no C compiler on this machine")
     return loaded

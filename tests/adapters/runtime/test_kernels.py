@@ -188,6 +188,14 @@ def test_without_a_compiler_there_are_no_kernels_and_the_log_says_so(tmp_path, m
     assert "No C compiler" in caplog.text
 
 
+@pytest.fixture
+def soon_compiled(monkeypatch):
+    """Kernels that are as slow as they are soon made."""
+    flags = tuple("-O0" if flag == "-O3" else flag for flag in kernels_module._FLAGS)
+    monkeypatch.setattr(kernels_module, "_FLAGS", flags)
+
+
+@pytest.mark.usefixtures("soon_compiled")
 @pytest.mark.parametrize("damage", [b"", b"\0" * 4096, None])
 def test_a_damaged_file_is_compiled_again(tmp_path, damage):
     if load_kernels.__wrapped__(tmp_path) is None:
@@ -201,6 +209,7 @@ def test_a_damaged_file_is_compiled_again(tmp_path, damage):
     assert len(made.read_bytes()) == len(whole)
 
 
+@pytest.mark.usefixtures("soon_compiled")
 def test_a_compiler_may_have_arguments(tmp_path, monkeypatch):
     if load_kernels() is None:
         pytest.skip("no C compiler on this machine")

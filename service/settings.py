@@ -45,7 +45,9 @@ class Settings(BaseSettings):
         description="fsspec URL of bundles, such as s3://bucket/bundles; a folder under home if unset.",
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of the engine; all cores if unset. One less where calls are short and many."
+        None,
+        ge=1,
+        description="CPU threads of the engine; all cores if unset. One less where calls are short.",
     )
     max_row_tokens: int = Field(4096, ge=16, description="Longest prompt plus answer of one row.")
     step_tokens: int | None = Field(

@@ -28,12 +28,18 @@ def clean_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HEADSTOCK_HOME", str(home))
 
 
-# Folders whose files take minutes: begun first, so that no process is left with one of them alone at the end.
+# Files, and folders of files, that take minutes: begun first, so that no process is left with one of them alone at
+# the end; the longest of all before the others.
+LONGEST = ("test_containers.py", "test_ray.py")
 LONG = ("end_to_end", "training", "benchmarks")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not set(LONG) & set(Path(item.fspath).parts))
+    def rank(item):
+        parts = set(Path(item.fspath).parts)
+        return (not parts & set(LONGEST), not parts & set(LONG))
+
+    items.sort(key=rank)
     for item in items:
         if "end_to_end" in Path(item.fspath).parts:
             item.add_marker(pytest.mark.end_to_end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from adapters.registry.tables import Base, Moment, now
@@ -19,7 +19,7 @@ class FileTable(Base):
     namespace: Mapped[str] = mapped_column(String(64), index=True)
     filename: Mapped[str] = mapped_column(String(255))
     purpose: Mapped[str] = mapped_column(String(32))
-    num_bytes: Mapped[int]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # what the data gate said
     created_at: Mapped[datetime] = mapped_column(Moment, default=now)

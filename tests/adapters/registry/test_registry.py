@@ -1,5 +1,6 @@
 """The registry: versions count up, aliases move, nothing half-done is ever seen."""
 
+import importlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from alembic import command
+from alembic.autogenerate import compare_metadata
 from alembic.config import Config
-from sqlalchemy import create_engine, text
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, text
 
 from adapters import migrations
 from adapters.bundle import read_manifest
@@ -20,6 +23,8 @@ from adapters.errors import (
     NotFound,
 )
 from adapters.reference import parse_reference
+from adapters.registry.database import Database
+from adapters.registry.tables import Base
 from tests.bundles import classifier, save_bundle
 from tests.registries import NUM_BUNDLES, open_registry, resolve
 
@@ -288,3 +293,21 @@ def test_a_registry_of_the_first_form_is_brought_up_to_date(stores, decoder_spec
     assert (move.revision, move.version) == (7, 1)
     assert again.set_alias("a", "production", 1).revision == 8
     assert again.list_versions("a")[0].tags == {}
+
+
+def test_migrations_make_the_tables_that_the_code_reads_forwards_and_back(stores):
+    importlib.import_module("service.jobs.tables")  # whose tables are on the same base
+    importlib.import_module("service.access.tables")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    Database(stores.database_url)
+    engine = create_engine(stores.database_url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+        assert inspect(connection).get_table_names() == ["alembic_version"]
+        command.upgrade(config, "head")
+        found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+    if engine.name == "sqlite":  # which does not tell that a column of an index falls
+        found = [each for each in found if getattr(each[1], "name", "") != "ix_jobs_next"]
+    assert found == []

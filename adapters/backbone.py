@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from adapters.runtime.linears import FusedLinear, LinearGroup
     from adapters.runtime.pack import Pack
 
+READ_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # of a backbone's folder
+
 
 class BackboneSpec(BaseModel):
     """What others must know of a backbone without loading it; kept in the registry.
@@ -84,9 +86,8 @@ def backbone_name(source: str) -> str:
 def _fetch_from_hub(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
+        return Path(snapshot_download(source, allow_patterns=list(READ_FILES)))
     except (
         Exception
     ) as error:  # the Hub client has a dozen kinds, all of which mean the same to a user

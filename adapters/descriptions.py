@@ -11,7 +11,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from adapters.backbone import BackboneSpec, backbone_name, describe_backbone, find_backbone
+from adapters.backbone import (
+    READ_FILES,
+    BackboneSpec,
+    backbone_name,
+    describe_backbone,
+    find_backbone,
+)
 from adapters.tensors import canonical_digest, file_digest
 
 _LIBRARIES = ("torch", "transformers", "tokenizers")
@@ -47,7 +53,8 @@ def _keep(spec: BackboneSpec, path: Path) -> None:
 
 
 def _identity(folder: Path, name: str) -> str:
-    files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    read = (path for pattern in READ_FILES for path in folder.glob(pattern))
+    files = {path.name: file_digest(path) for path in read}
     code = [file_digest(Path(__file__).parent / source) for source in _SOURCES]
     return canonical_digest(
         [name, str(folder), files, code, [version(each) for each in _LIBRARIES]]

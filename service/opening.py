@@ -54,8 +54,11 @@ def open_state(settings: Settings) -> State:
     )
 
 
-def check_store(objects: ObjectStore, seconds: float = _STORE_SECONDS) -> None:
-    """Find out before anything starts whether the store lets us write; one that does not answer may come back.
+def check_store(objects: ObjectStore, *, writes: bool, seconds: float = _STORE_SECONDS) -> None:
+    """Find out before anything starts whether the store lets us in; one that does not answer may come back.
+
+    Args:
+        writes: as of `ObjectStore.check`; a server that may only read can still serve.
 
     Raises:
         EnvironmentProblem: it refuses us.
@@ -64,7 +67,7 @@ def check_store(objects: ObjectStore, seconds: float = _STORE_SECONDS) -> None:
 
     def look() -> None:
         try:
-            objects.check()
+            objects.check(writes=writes)
         except EnvironmentProblem as problem:
             refused.append(problem)
         except (StorageFull, Unavailable) as error:

@@ -20,7 +20,7 @@ def worker(home: Home = None) -> None:
     settings = load(home=home)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker: %(message)s")
     state = open_state(settings)
-    check_store(state.objects)
+    check_store(state.objects, writes=True)
     place = Workplace(
         state.queue,
         state.files,

@@ -30,8 +30,8 @@ class ObjectStore:
             ) from error
         self._is_local = "file" in self._fs.protocol
 
-    def check(self) -> None:
-        """Write a small object and remove it.
+    def check(self, *, writes: bool) -> None:
+        """Look for an object that is not there or, if whoever asks also writes, store one and remove it.
 
         Raises:
             EnvironmentProblem: the store refuses us, and will until somebody puts it right.
@@ -40,6 +40,9 @@ class ObjectStore:
         place = self._place(f"check-{uuid.uuid4().hex}.part")
         try:
             with telling_store(self._root):
+                if not writes:
+                    self._fs.exists(place)
+                    return
                 self._fs.makedirs(self._root, exist_ok=True)
                 self._fs.pipe_file(place, b"x")
                 self._fs.rm_file(place)
@@ -54,7 +57,7 @@ class ObjectStore:
     def _refused(self, error: BaseException) -> EnvironmentProblem:
         reason = f"{type(error).__name__}: {str(error)[:300].rstrip('.')}"
         return EnvironmentProblem(
-            f"The store '{self._root}' can't be written: {reason}. Look at HEADSTOCK_BLOB_URL, and at the credentials "
+            f"The store '{self._root}' can't be used: {reason}. Look at HEADSTOCK_BLOB_URL, and at the credentials "
             "and rights that the store wants."
         )
 

@@ -10,6 +10,7 @@ import pytest
 
 from adapters.backbone import describe_backbone
 from service.client import ClientError
+from service.demo import free_port
 from tests.backends.conftest import running_s3
 from tests.bundles import classifier, save_bundle
 from tests.gates import Gate
@@ -115,15 +116,20 @@ def test_without_the_database_known_adapters_are_served_and_writes_refused(clien
     assert scores(client, "here") == before
 
 
-def test_a_worker_ends_at_once_with_credentials_that_the_store_refuses(tmp_path):
+@pytest.mark.parametrize("command", ["worker", "serve"])
+def test_credentials_that_the_store_refuses_end_a_process_at_its_start(tmp_path, command):
     with running_s3(tmp_path, INITIAL_NO_AUTH_ACTION_COUNT="0"):
         done = subprocess.run(
-            [sys.executable, "-m", "service.cli", "worker"],
+            [sys.executable, "-m", "service.cli", command],
             cwd=ROOT,
-            env={**os.environ, "HEADSTOCK_BLOB_URL": "s3://bundles/refused"},
+            env={
+                **os.environ,
+                "HEADSTOCK_BLOB_URL": "s3://bundles/refused",
+                "HEADSTOCK_PORT": str(free_port()),
+            },
             capture_output=True,
             text=True,
             timeout=60,
         )
     assert done.returncode == 2
-    assert "'bundles/refused' can't be written: Perm" in done.stderr.splitlines()[-1]
+    assert "'bundles/refused' can't be used: Perm" in done.stderr.splitlines()[-1]

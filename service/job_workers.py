@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import TextIO
 
 from service.lifeline import PARENT_VARIABLE
 from service.runs import quiet_environment
@@ -16,6 +17,7 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
 _PAUSE_SECONDS = 2.0  # before one that died is started again
+_LOG_BYTES = 10 * 2**20  # of a log, when a worker starts
 _END_SECONDS = 40.0  # a run's checkpoint included
 # What the workers must have as the server has it; all else they find in the environment.
 _SHARED = (
@@ -72,8 +74,7 @@ class JobWorkers:
     def _launch(self) -> subprocess.Popen[bytes]:
         values = {name: getattr(self._settings, name) for name in _SHARED}
         given = {f"HEADSTOCK_{name.upper()}": str(v) for name, v in values.items() if v is not None}
-        log_path: Path = self._settings.home / "worker.log"
-        with log_path.open("a") as log:
+        with open_log(self._settings.home / "worker.log") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "worker"],
                 env=quiet_environment({**given, PARENT_VARIABLE: str(os.getpid())}),
@@ -82,3 +83,10 @@ class JobWorkers:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is the server's to hand on
             )
+
+
+def open_log(path: Path, max_bytes: int = _LOG_BYTES) -> TextIO:
+    """Open a log to write on; one that is too long is put aside first, where the one put aside before is lost."""
+    if path.is_file() and path.stat().st_size > max_bytes:
+        path.replace(path.with_name(f"{path.name}.1"))
+    return path.open("a")

@@ -16,6 +16,7 @@ from adapters.registry.cache import BundleCache, rename_whole
 from adapters.storage import is_full, telling_store
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+_SCRATCH = ".push-"
 
 
 class BlobStore:
@@ -85,6 +86,13 @@ class BlobStore:
                 newest[digest] = max(when, newest.get(digest, when))
         return sorted(digest for digest, when in newest.items() if when < moment)
 
+    def remove_leftovers(self, moment: datetime) -> None:
+        """Remove what pushes that were killed before a moment left half copied."""
+        if self._is_local:
+            for folder in Path(self._root).glob(f"??/{_SCRATCH}*"):
+                if datetime.fromtimestamp(folder.stat().st_mtime, UTC) < moment:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     def remove(self, digest: str) -> None:
         """Remove a digest's bytes, from here and from the cache; nothing happens if they are not there."""
         folder = self._folder(digest)
@@ -120,7 +128,7 @@ class BlobStore:
 
 def _copy_folder(folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".push-") as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_SCRATCH) as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
         for path in folder.iterdir():

@@ -378,6 +378,7 @@ class Registry:
             gone = [d for d in self._blobs.stored_before(now() - min_age) if d not in needed]
             for digest in gone:
                 self._blobs.remove(digest)
+        self._blobs.remove_leftovers(now() - min_age)
         return gone
 
     def generation(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -113,6 +114,14 @@ class ObjectStore:
         with telling_store(self._root):
             if self._fs.exists(place):
                 self._fs.rm(place, recursive=True)
+
+    def remove_older(self, key: str, moment: datetime) -> None:
+        """Remove the objects under a key that were written before a moment."""
+        with telling_store(self._root):
+            for path in self._fs.find(self._place(key)):
+                written = self._fs.modified(path)
+                if (written if written.tzinfo else written.replace(tzinfo=UTC)) < moment:
+                    self._fs.rm_file(path)
 
     def _place(self, key: str) -> str:
         assert ".." not in key.split("/"), key  # keys are ours: ids and fixed names

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,7 +24,7 @@ class Retention:
     """Days after which things go; None keeps them.
 
     Args:
-        job_days: records, events, logs and reports of jobs, since they ended.
+        job_days: records, events, logs and reports of jobs, since they ended; what was estimated of runs.
         file_days: files of examples, since they were sent, unless a job that has not ended needs them.
     """
 
@@ -33,8 +35,11 @@ class Retention:
         """Remove what is older; what another worker removes meanwhile is nobody's loss."""
         if self.job_days is not None:
             for job in queue.forget(_ago(self.job_days)):
-                _remove_objects(objects, job)
+                with _warning(f"report and log of {job}"):
+                    objects.remove(f"jobs/{job}")
                 logger.info("%s: forgotten", job)
+            with _warning("old estimates"):
+                objects.remove_older("estimates", _ago(self.job_days))
         if self.file_days is not None:
             for file, namespace in files.sent_before(_ago(self.file_days)):
                 try:
@@ -44,11 +49,13 @@ class Retention:
         _remove_folders(queue, home)
 
 
-def _remove_objects(objects: ObjectStore, job: str) -> None:
+@contextmanager
+def _warning(what: str) -> Iterator[None]:
+    """Leave in the store what it does not let go of: the rest must go all the same."""
     try:
-        objects.remove(f"jobs/{job}")
-    except Unavailable as error:  # the others' must go all the same
-        logger.warning("%s: its report and log are left in the store: %s", job, error.message)
+        yield
+    except Unavailable as error:
+        logger.warning("The %s are left in the store: %s", what, error.message)
 
 
 def _remove_folders(queue: JobQueue, home: Path) -> None:

@@ -26,7 +26,7 @@ from adapters.reference import parse_reference
 from adapters.registry.database import Database
 from adapters.registry.tables import Base
 from tests.bundles import classifier, save_bundle
-from tests.registries import NUM_BUNDLES, open_registry, resolve
+from tests.registries import NUM_BUNDLES, open_registry, resolve, stores_in
 
 
 def test_versions_count_up_and_the_same_bundle_keeps_its_number(registry, bundles):
@@ -271,6 +271,16 @@ def test_bytes_that_no_version_ever_got_go_too(registry, bundles):
     registry._blobs.push(bundles / "0", digest)
     assert registry.collect(timedelta(days=1)) == []
     assert registry.collect(-timedelta(hours=1)) == [digest]
+
+
+def test_what_a_killed_push_left_goes_too(tmp_path, decoder_spec):
+    registry = open_registry(stores_in(tmp_path), decoder_spec)
+    left = tmp_path / "blobs" / "ab" / ".push-killed"
+    left.mkdir(parents=True)
+    registry.collect(timedelta(hours=1))
+    assert left.is_dir()
+    registry.collect(-timedelta(hours=1))
+    assert not left.exists()
 
 
 def test_a_registry_of_the_first_form_is_brought_up_to_date(stores, decoder_spec, bundles):

@@ -310,11 +310,17 @@ def test_what_is_old_is_forgotten_but_not_what_is_needed(place, submit, work, tm
     thread.join(30)
     waiting = submit()
     needed = place.queue.get(waiting).order.training_file
+    estimate = tmp_path / "estimate.json"
+    estimate.write_text("{}")
+    place.objects.put(estimate, "estimates/one.json")
+    Retention(job_days=1).collect(place.queue, place.files, place.objects, place.home)
+    assert place.objects.get("estimates/one.json", estimate)
     Retention(job_days=1e-9, file_days=1e-9).collect(
         place.queue, place.files, place.objects, place.home
     )
     assert [job.id for job in place.queue.list_jobs()] == [waiting]
     assert not (place.home / "jobs" / old).exists()
+    assert not place.objects.get("estimates/one.json", estimate)
     assert place.files.get(needed).id == needed
     place.queue.cancel(waiting)
     Retention(job_days=1, file_days=1e-9).collect(

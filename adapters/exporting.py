@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from adapters.bundle import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
     load_bundle,
+    read_json,
 )
 from adapters.errors import Conflict
 from adapters.lora import LoraModule
@@ -35,10 +37,17 @@ def export_bundle(folder: Path, target: Path) -> None:
 
 
 def export_peft(folder: Path, target: Path) -> list[str]:
-    """Copy what stock peft reads of a bundle; returns what was left out: the head, which peft has no place for."""
+    """Copy what stock peft reads of a bundle; returns what was left out: the head, which peft has no place for.
+
+    What is left without it gives hidden states, and its config says so, lest it is taken for an adapter that writes.
+    """
     _make_empty(target)
     _copy(folder, target, _PEFT_FILES)
-    return [name for name in (HEAD_FILE,) if (folder / name).is_file()]
+    if not (folder / HEAD_FILE).is_file():
+        return []
+    config = read_json(folder / CONFIG_FILE) | {"task_type": "FEATURE_EXTRACTION"}
+    (target / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return [HEAD_FILE]
 
 
 def export_merged(

@@ -5,8 +5,9 @@ import pytest
 import torch
 import transformers
 
-from adapters.errors import Conflict
+from adapters.errors import Conflict, InvalidBundle
 from adapters.exporting import export_bundle, export_merged, export_peft
+from adapters.importing import import_stock
 from tests.bundles import classifier, save_bundle, summarizer
 from tests.tiny import save_backbone
 
@@ -55,6 +56,14 @@ def test_a_peft_folder_is_what_peft_reads(tmp_path, decoder_folder, decoder_spec
         stock_logits(decoder_folder, tmp_path / "out"),
         stock_logits(decoder_folder, tmp_path / "bundle"),
     )
+
+
+def test_a_peft_folder_without_its_head_is_not_taken_for_one_that_writes(tmp_path, decoder_spec):
+    save_bundle(tmp_path / "bundle", decoder_spec, classifier())
+    export_peft(tmp_path / "bundle", tmp_path / "out")
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InvalidBundle, match="'FEATURE_EXTRACTION', whose head"):
+        import_stock(tmp_path / "out", tmp_path / "again", [decoder_spec])
 
 
 def test_nothing_is_written_over(tmp_path, decoder_spec):

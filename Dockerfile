@@ -13,6 +13,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY adapters adapters
 COPY training training
 COPY service service
+RUN pip install -c requirements.lock -c requirements-backends.txt ".[cluster]"
 RUN useradd --uid 10001 --create-home headstock \
     && install -d -o headstock -g headstock /var/lib/headstock
 
@@ -25,7 +26,7 @@ USER headstock
 ENTRYPOINT ["python", "-m", "training"]
 
 FROM base AS serve
-RUN pip install -c requirements.lock -c requirements-backends.txt gguf ".[cluster]"
+RUN pip install -c requirements.lock gguf
 USER headstock
 VOLUME /var/lib/headstock
 EXPOSE 8000

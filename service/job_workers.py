@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TextIO
 
 from service.lifeline import PARENT_VARIABLE
 from service.runs import quiet_environment
@@ -17,7 +17,7 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
 _PAUSE_SECONDS = 2.0  # before one that died is started again
-_LOG_BYTES = 10 * 2**20  # of a log, when a worker starts
+_LOG_BYTES = 10 * 2**20
 _END_SECONDS = 40.0  # a run's checkpoint included
 # What the workers must have as the server has it; all else they find in the environment.
 _SHARED = (
@@ -40,6 +40,7 @@ class JobWorkers:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._log_path = settings.home / "worker.log"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ending = threading.Event()
         self._lock = threading.Lock()
@@ -64,6 +65,7 @@ class JobWorkers:
 
     def _watch(self) -> None:
         while not self._ending.is_set():
+            keep_short(self._log_path)
             with self._lock:
                 self._processes = [p for p in self._processes if p.poll() is None]
                 missing = self._settings.job_workers - len(self._processes)
@@ -74,7 +76,7 @@ class JobWorkers:
     def _launch(self) -> subprocess.Popen[bytes]:
         values = {name: getattr(self._settings, name) for name in _SHARED}
         given = {f"HEADSTOCK_{name.upper()}": str(v) for name, v in values.items() if v is not None}
-        with open_log(self._settings.home / "worker.log") as log:
+        with self._log_path.open("a") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "worker"],
                 env=quiet_environment({**given, PARENT_VARIABLE: str(os.getpid())}),
@@ -85,8 +87,8 @@ class JobWorkers:
             )
 
 
-def open_log(path: Path, max_bytes: int = _LOG_BYTES) -> TextIO:
-    """Open a log to write on; one that is too long is put aside first, where the one put aside before is lost."""
+def keep_short(path: Path, max_bytes: int = _LOG_BYTES) -> None:
+    """Put what a log holds aside if it is long, in the place of what was put there before; its writers go on."""
     if path.is_file() and path.stat().st_size > max_bytes:
-        path.replace(path.with_name(f"{path.name}.1"))
-    return path.open("a")
+        shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+        os.truncate(path, 0)  # they append: what they write between the two is lost

@@ -58,7 +58,7 @@ def check_store(objects: ObjectStore, *, writes: bool, seconds: float = _STORE_S
     """Find out before anything starts whether the store lets us in; one that does not answer may come back.
 
     Args:
-        writes: as of `ObjectStore.check`; a server that may only read can still serve.
+        writes: as of `ObjectStore.check`; a server without workers may do with reading.
 
     Raises:
         EnvironmentProblem: it refuses us.

@@ -143,7 +143,7 @@ def build_server(settings: Settings) -> Server:
         UnsupportedBackbone: the backbone can't be served.
     """
     state = open_state(settings)
-    check_store(state.objects, writes=False)
+    check_store(state.objects, writes=settings.job_workers > 0)
     registry = state.registry
     _check_keys(settings, state.keys)
     backbone = describe_source(settings.backbone, settings.home, _describe)

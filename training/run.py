@@ -234,7 +234,7 @@ class Run:
             self.config.fit,
             plan.learning_rate,
             checkpoint=self.out / CHECKPOINT_NAME,
-            run_digest=self._digest(used),
+            run_digest=self._digest(setup, used),
             world=world,
         )
         fit.hooks = Hooks(
@@ -283,9 +283,14 @@ class Run:
 
         return score
 
-    def _digest(self, rows: list[Labelled]) -> str:
-        config = self.config.model_dump(mode="json")
-        return canonical_digest([config, [[row.token_ids, row.labels] for row in rows]])
+    def _digest(self, setup: Setup, rows: list[Labelled]) -> str:
+        """Return what a checkpoint must have in common with a run: what lies where may differ on another machine."""
+        config = self.config.model_dump(
+            mode="json", exclude={"data": {"train", "validation", "test"}}
+        )
+        config |= {"backbone": setup.backbone.spec.fingerprint, "parent": setup.parent}
+        examples = [[row.token_ids, row.labels] for row in rows]
+        return canonical_digest([config, self.inputs.fingerprints(), examples])
 
     def _test(
         self,

@@ -38,6 +38,7 @@ class Setup:
 
     Attributes:
         task: the config's or, if the run goes on from a parent, the parent's; calibration replaces it.
+        parent: digest of the parent's bundle.
 
     Raises:
         InvalidRequest: the backbone can't do the task.
@@ -57,14 +58,14 @@ class Setup:
         self.backbone = backbone
         self.tokenizer = tokenizer
         self._log = log
-        self._parent: str | None = None  # digest
+        self.parent: str | None = None
         self.task = self._find_task()
 
     def _find_task(self) -> AnyTask:
         spec = self.backbone.spec
         if self.config.parent is not None:
             manifest = check_parent(Path(self.config.parent), spec, self.config.task)
-            self._parent = manifest.digest
+            self.parent = manifest.digest
             return get_task(manifest.task, manifest.options)
         task = self.inputs.task
         assert task is not None
@@ -199,6 +200,6 @@ class Setup:
             data=self.inputs.fingerprints(),
             dtype=str(backbone.dtype).removeprefix("torch."),
             seed=self.config.fit.seed,
-            parent=self._parent,
+            parent=self.parent,
             quantization=backbone.quantization,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -90,8 +91,9 @@ class BlobStore:
         """Remove what pushes that were killed before a moment left half copied."""
         if self._is_local:
             for folder in Path(self._root).glob(f"??/{_SCRATCH}*"):
-                if datetime.fromtimestamp(folder.stat().st_mtime, UTC) < moment:
-                    shutil.rmtree(folder, ignore_errors=True)
+                with suppress(FileNotFoundError):  # its push has ended
+                    if datetime.fromtimestamp(folder.stat().st_mtime, UTC) < moment:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, digest: str) -> None:
         """Remove a digest's bytes, from here and from the cache; nothing happens if they are not there."""

@@ -77,6 +77,7 @@ class Attempt:
                 self._job.id, self._job.attempt, error.code, error.message, error.param
             )
         )
+        self._folder.remove_copies()
 
     def give_back(self, why: str, *, is_failure: bool = True) -> None:
         """Return the job to the queue."""
@@ -199,8 +200,7 @@ class Attempt:
         elif reason == "timeout":
             most = self._job.order.resources.timeout_seconds or self._place.timeout_seconds
             told = f"It took longer than '{most}' seconds. Raise resources.timeout_seconds."
-            self._store_report()
-            queue.fail(job, attempt, "timeout", told, "resources.timeout_seconds")
+            self._failed("timeout", told, "resources.timeout_seconds")
         elif reason == "pause" and (code == ExitCode.PAUSED or code in _BY_SIGTERM):
             self._folder.store_checkpoint()
             queue.stop(job, attempt, cancelled=False)
@@ -208,10 +208,9 @@ class Attempt:
             self._folder.store_checkpoint()
             queue.give_back(job, attempt, "its worker stopped", is_failure=reason is None)
         elif code == OUT_OF_MEMORY:
-            self._store_report()
             bound = self._job.order.resources.memory_bytes
             told = f"It needed more memory than its bound of '{bound}' bytes. Raise resources.memory_bytes."
-            queue.fail(job, attempt, "out_of_memory", told, "resources.memory_bytes")
+            self._failed("out_of_memory", told, "resources.memory_bytes")
         elif code in (ExitCode.FAILED, ExitCode.BAD_INPUT):
             self._told_failure()
         elif code == NOT_STARTED:
@@ -234,21 +233,19 @@ class Attempt:
         except HeadstockError as error:
             logger.warning("%s: its report is not kept: %s", self._job.id, error.message)
 
+    def _failed(self, code: str, message: str, param: str | None = None) -> None:
+        self._store_report()
+        self._place.queue.fail(self._job.id, self._job.attempt, code, message, param)
+        self._clear = self._folder.remove_copies
+
     def _told_failure(self) -> None:
         """End the job for the reason that its run gave; without one, for the last line of its log."""
-        queue, job, attempt = self._place.queue, self._job.id, self._job.attempt
-        self._store_report()
-        if self._failure is not None:
-            data = self._failure.data
-            queue.fail(
-                job,
-                attempt,
-                data.get("code", "run_failed"),
-                self._failure.message,
-                data.get("param"),
-            )
+        if self._failure is None:
+            self._failed("run_failed", last_line(self._folder.log))
         else:
-            queue.fail(job, attempt, "run_failed", last_line(self._folder.log))
+            data = self._failure.data
+            code = data.get("code", "run_failed")
+            self._failed(code, self._failure.message, data.get("param"))
 
     def _end_run(self) -> None:
         if self._handle is not None:

@@ -12,7 +12,7 @@ from adapters.registry.registry import Registry
 from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
 from service.jobs.orders import JobOrder, JobPlan
-from service.jobs.run_folders import config_of, estimate_key
+from service.jobs.run_folders import config_of, estimate_key, fetch_parent
 from service.memory import memory_room
 from service.runs import execute_run
 from training.contract import ESTIMATE_NAME, Estimate
@@ -61,7 +61,8 @@ class Estimates:
 
     def _measure(self, order: JobOrder, plan: JobPlan, namespace: str) -> Estimate:
         files = {file: self._files.url(file, namespace) for file in order.files()}
-        config = config_of(self._registry, order, plan, files)
+        parent = fetch_parent(self._registry, plan)
+        config = config_of(self._registry, order, plan, files, parent)
         threads = order.resources.threads or self._threads
         with tempfile.TemporaryDirectory(prefix="headstock-estimate-") as scratch:
             result = execute_run(
@@ -72,7 +73,7 @@ class Estimates:
                 niceness=_NICENESS,
                 threads=threads,
             )
-            self._objects.put(Path(scratch) / ESTIMATE_NAME, estimate_key(config))
+            self._objects.put(Path(scratch) / ESTIMATE_NAME, estimate_key(order, plan))
         if result.estimate is None:
             raise InvalidRequest("The run told no estimate. Look at its log.")
         return result.estimate

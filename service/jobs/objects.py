@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -38,15 +39,15 @@ class ObjectStore:
             EnvironmentProblem: the store refuses us, and will until somebody puts it right.
             StorageFull, Unavailable: it can't be used now.
         """
-        place = self._place(f"check-{uuid.uuid4().hex}.part")
+        place = self._place("check.part")
         try:
             with telling_store(self._root):
-                if not writes:
-                    self._fs.exists(place)
-                    return
-                self._fs.makedirs(self._root, exist_ok=True)
-                self._fs.pipe_file(place, b"x")
-                self._fs.rm_file(place)
+                self._look(place)
+                if writes:
+                    self._fs.makedirs(self._root, exist_ok=True)
+                    self._fs.pipe_file(place, b"x")
+                    with suppress(FileNotFoundError):  # another process has looked as well
+                        self._fs.rm_file(place)
         except FileNotFoundError as error:
             raise self._refused(error) from error
         except Unavailable as error:
@@ -54,6 +55,10 @@ class ObjectStore:
             if not self._is_local and not is_refusal(cause):
                 raise
             raise self._refused(cause) from error
+
+    def _look(self, place: str) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.info(place)
 
     def _refused(self, error: BaseException) -> EnvironmentProblem:
         reason = f"{type(error).__name__}: {str(error)[:300].rstrip('.')}"
@@ -119,9 +124,10 @@ class ObjectStore:
         """Remove the objects under a key that were written before a moment."""
         with telling_store(self._root):
             for path in self._fs.find(self._place(key)):
-                written = self._fs.modified(path)
-                if (written if written.tzinfo else written.replace(tzinfo=UTC)) < moment:
-                    self._fs.rm_file(path)
+                with suppress(FileNotFoundError):  # another worker has removed it
+                    written = self._fs.modified(path)
+                    if (written if written.tzinfo else written.replace(tzinfo=UTC)) < moment:
+                        self._fs.rm_file(path)
 
     def _place(self, key: str) -> str:
         assert ".." not in key.split("/"), key  # keys are ours: ids and fixed names

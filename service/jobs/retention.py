@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from adapters.errors import Conflict, NotFound, Unavailable
+from adapters.errors import Conflict, NotFound, StorageFull, Unavailable
 from adapters.registry.tables import now
 from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
@@ -54,7 +54,7 @@ def _warning(what: str) -> Iterator[None]:
     """Leave in the store what it does not let go of: the rest must go all the same."""
     try:
         yield
-    except Unavailable as error:
+    except (StorageFull, Unavailable) as error:
         logger.warning("The %s are left in the store: %s", what, error.message)
 
 

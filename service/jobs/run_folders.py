@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from adapters.errors import RunFailed
 from adapters.packaged import PACKAGED
 from adapters.reference import parse_reference
 from adapters.registry.registry import Registry
+from adapters.storage import telling_store
 from service.jobs.orders import JobOrder, JobPlan
 from service.jobs.records import Job
 from service.launchers.base import RunOrder
@@ -36,8 +36,10 @@ LOG_NAME = "log.txt"
 _PARENT_NAME = "parent"
 
 
-def estimate_key(config: RunConfig) -> str:
-    """Return where what was expected of a run is kept."""
+def estimate_key(order: JobOrder, plan: JobPlan) -> str:
+    """Return where what was expected of an order is kept: by what it names, wherever that lies when it is run."""
+    files = {file: file for file in order.files()}
+    config = order.run_config(files, plan.backbone, plan.task, plan.parent)
     return f"estimates/{config.digest()}.json"
 
 
@@ -65,11 +67,9 @@ class RunFolder:
         data.mkdir(parents=True, exist_ok=True)
         order = job.order
         files = {f: self._file(f, data) for f in order.files()}
-        config = config_of(place.registry, order, job.plan, files)
-        place.objects.get(estimate_key(config), self._root / ESTIMATE_NAME)
-        if config.parent is not None:
-            config = config.model_copy(update={"parent": str(self._copied(Path(config.parent)))})
+        config = config_of(place.registry, order, job.plan, files, self._parent())
         (self._root / ASKED_NAME).write_text(config.model_dump_json(indent=2) + "\n")
+        self._take_estimate(config)
         if place.registry.is_shared and not self._checkpoint.is_file():
             place.objects.get(self._key(CHECKPOINT_NAME), self._checkpoint)
         asked = order.resources
@@ -120,23 +120,38 @@ class RunFolder:
                 self._place.objects.put(path, self._key(path.name))
 
     def tidy(self) -> None:
-        """Remove what an ended job needs no more: its checkpoint, and copies of what is kept elsewhere."""
+        """Remove what a job that went well needs no more: its checkpoint, and copies of what is kept elsewhere."""
         self._checkpoint.unlink(missing_ok=True)
         self._place.objects.remove(self._key(CHECKPOINT_NAME))
-        for name in ("data", _PARENT_NAME, BUNDLE_NAME, UNTRAINED_NAME):
+        self.remove_copies()
+        for name in (BUNDLE_NAME, UNTRAINED_NAME):
+            shutil.rmtree(self._root / name, ignore_errors=True)
+
+    def remove_copies(self) -> None:
+        for name in ("data", _PARENT_NAME):
             shutil.rmtree(self._root / name, ignore_errors=True)
 
     def remove(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
         self._place.objects.remove(f"jobs/{self._job.id}")
 
-    def _copied(self, parent: Path) -> Path:
-        """Return the run's own copy of its parent: while it waits for a node, the registry's may be let go of."""
-        own = self._root / _PARENT_NAME
-        if not own.is_dir():
-            with tempfile.TemporaryDirectory(dir=self._root) as scratch:
-                shutil.copytree(parent, Path(scratch) / _PARENT_NAME).rename(own)
-        return own
+    def _parent(self) -> Path | None:
+        """Return the run's own copy of its parent: while it waits, is paused or tried again, the registry's may go."""
+        own, part = self._root / _PARENT_NAME, self._root / f"{_PARENT_NAME}.part"
+        if self._job.plan.parent is not None and not own.is_dir():
+            bundle = fetch_parent(self._place.registry, self._job.plan)
+            assert bundle is not None
+            with telling_store(str(self._root)):
+                shutil.rmtree(part, ignore_errors=True)
+                shutil.copytree(bundle, part).rename(own)
+        return own if own.is_dir() else None
+
+    def _take_estimate(self, config: RunConfig) -> None:
+        """Put what was expected of the order, if it was asked, where its run compares it with the truth."""
+        path = self._root / ESTIMATE_NAME
+        if self._place.objects.get(estimate_key(self._job.order, self._job.plan), path):
+            estimate = json.loads(path.read_text())
+            path.write_text(json.dumps(estimate | {"config_digest": config.digest()}))
 
     def _file(self, file: str, data: Path) -> str:
         """Return where the run finds a file: where it is kept, or a copy for a run that can't reach that."""
@@ -148,21 +163,30 @@ class RunFolder:
         return f"jobs/{self._job.id}/{name}"
 
 
+def fetch_parent(registry: Registry, plan: JobPlan) -> Path | None:
+    """Return where the bundle lies that a run goes on from, if it does.
+
+    Raises:
+        NotFound: it is gone since the order was checked.
+    """
+    if plan.parent is None:
+        return None
+    return registry.fetch(registry.resolve(parse_reference(plan.parent)))
+
+
 def config_of(
-    registry: Registry, order: JobOrder, plan: JobPlan, files: dict[str, str]
+    registry: Registry, order: JobOrder, plan: JobPlan, files: dict[str, str], parent: Path | None
 ) -> RunConfig:
     """Return what a run of an order is told.
 
     Args:
         files: where the order's files are, by their ids.
+        parent: where the bundle is that it goes on from.
 
     Raises:
-        NotFound, BackboneMismatch: the parent or the backbone is gone since the order was checked.
+        BackboneMismatch: the backbone is gone since the order was checked.
     """
     spec = registry.get_backbone(plan.backbone)
     # A packaged one is prepared by the run, on whatever machine it is; else the folder that the registry knows.
     backbone = spec.name if spec.name in PACKAGED else spec.folder
-    parent = None
-    if plan.parent is not None:
-        parent = str(registry.fetch(registry.resolve(parse_reference(plan.parent))))
-    return order.run_config(files, backbone, plan.task, parent)
+    return order.run_config(files, backbone, plan.task, None if parent is None else str(parent))

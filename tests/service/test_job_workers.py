@@ -1,11 +1,14 @@
-"""The log of workers: it goes on, and is put aside when it is long."""
+"""The log of workers goes on, and what it holds is put aside when that is long."""
 
-from service.job_workers import open_log
+from service.job_workers import keep_short
 
 
-def test_a_log_goes_on_until_it_is_long_and_one_is_kept(tmp_path):
+def test_what_a_long_log_holds_is_put_aside_and_its_writer_goes_on(tmp_path):
     path, before = tmp_path / "worker.log", tmp_path / "worker.log.1"
-    for line in ("one", "two", "three", "four"):
-        with open_log(path, max_bytes=5) as log:
+    keep_short(path)
+    with path.open("a") as log:
+        for line in ("one", "two", "three", "four"):
             log.write(line)
-    assert (before.read_text(), path.read_text()) == ("onetwo", "threefour")
+            log.flush()
+            keep_short(path, max_bytes=5)
+    assert (before.read_text(), path.read_text()) == ("threefour", "")

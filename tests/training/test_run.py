@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,14 +171,26 @@ def stop_in(stage, tmp_path, config):
     return process.wait(timeout=60)
 
 
-def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, config):
+def test_sigterm_saves_a_checkpoint_and_the_same_run_goes_on_wherever_its_files_lie(
+    tmp_path, config
+):
     config["fit"]["epochs"] = 400
     assert stop_in("fit", tmp_path, config) == ExitCode.PAUSED
     assert events(tmp_path)[-1].kind == EventKind.PAUSED
     assert (tmp_path / "out" / "checkpoint.safetensors").is_file()
     assert not (tmp_path / "out" / "bundle").exists()
+    other = tmp_path / "another machine's"
+    config["backbone"] = str(shutil.copytree(config["backbone"], other / "backbone"))
+    for name, path in config["data"].items():
+        config["data"][name] = str(shutil.copy(path, other / Path(path).name))
     assert run(tmp_path, config).returncode == ExitCode.DONE
     told = events(tmp_path)
+    fit = [
+        event.data["done"]
+        for event in told
+        if event.data.get("stage") == "fit" and "done" in event.data
+    ]
+    assert fit == sorted(fit)
     assert [event.number for event in told] == list(range(1, len(told) + 1))
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
 

@@ -14,12 +14,13 @@ from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
 from service.jobs.orders import JobOrder, JobPlan
 from service.jobs.queue import JobQueue
+from service.jobs.run_folders import estimate_key
 from service.jobs.worker import Worker, Workplace
 from service.launchers.base import GONE
 from tests.bundles import answerer, classifier, save_bundle
 from tests.registries import open_registry
 from tests.servers import wait_until
-from training.contract import ExitCode, RunResult
+from training.contract import ExitCode, RunConfig, RunResult
 
 
 @dataclass
@@ -152,20 +153,49 @@ def test_a_run_that_ends_well_is_registered(place, submit, work):
     assert done.result["num_tokens"] == 7
 
 
-def test_a_run_has_its_own_copy_of_its_parent_while_it_goes_on(place, submit, work, launcher):
+def test_a_run_has_its_own_copy_of_its_parent_for_all_its_attempts(place, submit, work, launcher):
     place.registry.create_version("parents", launcher.bundle)
-    launcher.codes = [None]
+    launcher.codes = [None, None]
     job = submit(parent="parents:1")
     work()
     run = wait_until(lambda: launcher.started and launcher.started[0])
     parent = Path(json.loads((run.folder / run.config_name).read_text())["parent"])
     assert parent in run.reads
     place.registry.delete_adapter("parents")
-    place.registry.collect(timedelta(0))
+    place.registry.collect(-timedelta(hours=1))
+    launcher.ends["run-0"] = -11
+    again = wait_until(lambda: len(launcher.started) > 1 and launcher.started[1])
+    assert parent in again.reads
     assert (parent / "manifest.json").is_file()
-    launcher.ends["run-0"] = ExitCode.DONE
+    launcher.ends["run-1"] = ExitCode.DONE
     assert ended(place, job).status == "succeeded"
     wait_until(lambda: not parent.exists())
+
+
+def test_a_job_that_fails_keeps_no_copy_of_its_parent(place, submit, work, launcher):
+    place.registry.create_version("parents", launcher.bundle)
+    launcher.codes = [ExitCode.FAILED]
+    job = submit(parent="parents:1")
+    work()
+    assert ended(place, job).status == "failed"
+    wait_until(lambda: not (place.home / "jobs" / job / "parent").exists())
+
+
+@pytest.mark.parametrize("parent", [None, "parents:1"])
+def test_a_run_finds_what_was_expected_of_its_order(
+    place, submit, work, launcher, tmp_path, parent
+):
+    place.registry.create_version("parents", launcher.bundle)
+    launcher.codes = [None]
+    job = submit(parent=parent)
+    asked = place.queue.get(job)
+    (tmp_path / "estimate.json").write_text('{"config_digest": "another", "num_steps": 7}')
+    place.objects.put(tmp_path / "estimate.json", estimate_key(asked.order, asked.plan))
+    work()
+    run = wait_until(lambda: launcher.started and launcher.started[0])
+    config = RunConfig.model_validate_json((run.folder / run.config_name).read_text())
+    found = json.loads((run.folder / "estimate.json").read_text())
+    assert found == {"config_digest": config.digest(), "num_steps": 7}
 
 
 def test_a_run_that_takes_too_long_is_stopped_and_then_ended_and_its_log_is_kept(

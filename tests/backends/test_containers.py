@@ -73,6 +73,14 @@ def test_a_job_runs_in_a_container_and_its_adapter_is_served(client, client_of_d
     wait_until(lambda: not containers_of(client_of_docker, job))
 
 
+def test_a_run_in_a_container_goes_on_from_a_parent(client, films):
+    parent = ended(client, submit(client, films, "parent"))["fine_tuned_model"]
+    done = ended(client, submit(client, films, "child", model=parent))
+    assert done["status"] == "succeeded", done
+    digests = [client.get_adapter(name)["versions"][0]["digest"] for name in ("parent", "child")]
+    assert digests[0] != digests[1]
+
+
 def test_a_container_outlives_its_worker_and_is_found_again(
     server, client, client_of_docker, films
 ):
@@ -138,7 +146,7 @@ def test_whoever_is_killed_each_job_ends_once(serve, client_of_docker, tmp_path)
 
     victims = {**VICTIMS, "run": kill_container}
     home = tmp_path / "home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     survive(lambda: serve(home), home, tmp_path, victims)
     assert client_of_docker.containers.list() == []
 

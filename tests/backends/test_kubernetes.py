@@ -69,6 +69,14 @@ def test_a_job_runs_as_a_pod_with_its_bounds_and_its_adapter_is_served(client, a
     wait_until(lambda: not api.jobs)
 
 
+def test_a_run_in_a_pod_goes_on_from_a_parent(client, films):
+    parent = ended(client, submit(client, films, "parent"))["fine_tuned_model"]
+    done = ended(client, submit(client, films, "child", model=parent))
+    assert done["status"] == "succeeded", done
+    digests = [client.get_adapter(name)["versions"][0]["digest"] for name in ("parent", "child")]
+    assert digests[0] != digests[1]
+
+
 def test_a_pod_outlives_its_worker_and_is_found_again(server, client, api, films):
     job = submit(client, films, "outlives", training={"epochs": 150})
     is_training(client, job)

@@ -72,6 +72,14 @@ def test_a_job_runs_on_a_node_and_its_adapter_is_served(client, films):
     assert client.predict(done["fine_tuned_model"], "a good film")[0]["label"] in ("pos", "neg")
 
 
+def test_a_run_on_a_node_goes_on_from_a_parent(client, films):
+    parent = ended(client, submit(client, films, "parent"))["fine_tuned_model"]
+    done = ended(client, submit(client, films, "child", model=parent))
+    assert done["status"] == "succeeded", done
+    digests = [client.get_adapter(name)["versions"][0]["digest"] for name in ("parent", "child")]
+    assert digests[0] != digests[1]
+
+
 def test_a_run_outlives_its_worker_and_is_found_again(server, client, films, home):
     job = submit(client, films, "outlives", training={"epochs": 150})
     is_training(client, job)

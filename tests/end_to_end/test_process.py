@@ -124,6 +124,6 @@ def test_a_server_killed_while_its_engine_starts_leaves_no_process_behind(tmp_pa
 
 
 def assert_all_gone(children, client):
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert [(p.cmdline(), Path(f"/proc/{p.pid}/wchan").read_text()) for p in alive] == []
     check_port("127.0.0.1", client._http.base_url.port)

@@ -41,7 +41,6 @@ class ScriptedLauncher:
 
     def start(self, run):
         name = f"run-{len(self.started)}"
-        self.started.append(run)
         if self.bundle is not None:
             shutil.copytree(self.bundle, run.folder / "bundle", dirs_exist_ok=True)
         result = RunResult(task="text-classification", primary_metric="accuracy", num_tokens=7)
@@ -52,6 +51,7 @@ class ScriptedLauncher:
                 event = {"number": number, "time": 0, "kind": kind, "message": message, "data": {}}
                 file.write(json.dumps(event) + "\n")
         self.ends[name] = self.codes.pop(0) if self.codes else ExitCode.DONE
+        self.started.append(run)  # last of all: a test that sees it may say how it ends
         return {"name": name}
 
     def exit_code(self, handle):

@@ -14,6 +14,7 @@ from service.jobs.outcomes import register_result
 from service.jobs.records import Job
 from service.jobs.run_events import as_job_event, progress_of, read_events
 from service.jobs.run_folders import RunFolder
+from service.jobs.states import ENDED
 from service.launchers.base import GONE, NOT_STARTED, OUT_OF_MEMORY
 from service.runs import last_line
 from training.contract import Event, EventKind, ExitCode
@@ -217,7 +218,9 @@ class Attempt:
             queue.give_back(job, attempt, "no node had room for it", is_failure=False)
         else:
             self._store_report()
-            queue.give_back(job, attempt, _how(code, self._folder.log), is_failure=True)
+            left = queue.give_back(job, attempt, _how(code, self._folder.log), is_failure=True)
+            if left.status in ENDED:
+                self._clear = self._folder.remove_copies
 
     def _succeed(self) -> None:
         result = self._folder.result()

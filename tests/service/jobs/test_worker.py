@@ -404,3 +404,4 @@ def test_the_log_of_a_job_that_is_given_up_is_kept(place, submit, work, launcher
     assert ended(place, job).status == "failed"
     assert place.objects.get(f"jobs/{job}/log.txt", tmp_path / "log.txt")
     assert (tmp_path / "log.txt").read_text() == "last words\n"
+    wait_until(lambda: not (place.home / "jobs" / job / "data").exists())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from adapters.errors import HeadstockError, StorageFull, Unavailable
 
@@ -13,6 +14,11 @@ _FULL = ("No space left on device", "Disk quota exceeded")
 def is_full(error: BaseException) -> bool:
     """Tell whether it was for want of room. By its words: safetensors' own error has no number."""
     return any(words in str(error) for words in _FULL)
+
+
+def with_zone(moment: datetime) -> datetime:
+    """Return when something was stored; stores that name no zone mean UTC."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ import fsspec
 from adapters.bundle import MANIFEST_FILE
 from adapters.errors import EnvironmentProblem, NotFound
 from adapters.registry.cache import BundleCache, rename_whole
-from adapters.storage import is_full, telling_store
+from adapters.storage import is_full, telling_store, with_zone
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SCRATCH = ".push-"
@@ -83,7 +83,7 @@ class BlobStore:
         for path in self._fs.find(self._root):
             digest = PurePosixPath(path).parent.name
             if _DIGEST.fullmatch(digest):
-                when = _with_zone(self._fs.modified(path))
+                when = with_zone(self._fs.modified(path))
                 newest[digest] = max(when, newest.get(digest, when))
         return sorted(digest for digest, when in newest.items() if when < moment)
 
@@ -136,10 +136,6 @@ def _copy_folder(folder: Path, target: Path) -> None:
         for path in folder.iterdir():
             shutil.copyfile(path, made / path.name)
         rename_whole(made, target)
-
-
-def _with_zone(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _lost(digest: str) -> NotFound:

@@ -6,13 +6,13 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import fsspec
 
 from adapters.errors import EnvironmentProblem, Unavailable
-from adapters.storage import is_refusal, telling_store
+from adapters.storage import is_refusal, telling_store, with_zone
 
 
 class ObjectStore:
@@ -125,8 +125,7 @@ class ObjectStore:
         with telling_store(self._root):
             for path in self._fs.find(self._place(key)):
                 with suppress(FileNotFoundError):  # another worker has removed it
-                    written = self._fs.modified(path)
-                    if (written if written.tzinfo else written.replace(tzinfo=UTC)) < moment:
+                    if with_zone(self._fs.modified(path)) < moment:
                         self._fs.rm_file(path)
 
     def _place(self, key: str) -> str:

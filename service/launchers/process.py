@@ -23,9 +23,11 @@ _NICENESS = 15
 _EXIT_NAME, _LOCK_NAME = "exit.json", "run.lock"
 _LOOK_SECONDS = 0.05
 _LEFTOVER_SECONDS = 30.0  # for one that was killed to be gone
-# The run's own parent: writes how it ended, so that a worker started later can tell. It and the run hold the lock, so
-# that a folder never has two runs. Linux weighs sessions against each other (autogroup), so that a nice process in a
-# session of its own would take half of the machine from predictions all the same: the session must be nice.
+_EXIT_ROOM = 64  # bytes: kept for how a run ends, for it may end because the disk is full
+# The run's own parent: writes how it ended, so that a worker started later can tell, into room that was kept for it. It
+# and the run hold the lock, so that a folder never has two runs. Linux weighs sessions against each other (autogroup),
+# so that a nice process in a session of its own would take half of the machine from predictions all the same: the
+# session must be nice.
 _SHEPHERD = """
 import contextlib, json, os, signal, subprocess, sys
 lock, out, *command = sys.argv[1:]
@@ -35,9 +37,8 @@ with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
     file.write("19")
 heed = lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 code = subprocess.Popen(command, preexec_fn=heed, pass_fds=[int(lock)]).wait()
-with open(out + ".part", "w") as file:
+with open(out, "r+") as file:
     json.dump({"code": code}, file)
-os.replace(out + ".part", out)
 """
 
 
@@ -71,7 +72,7 @@ class ProcessLauncher:
     def start(self, run: RunOrder) -> dict[str, Any]:
         lock = _lock(run.folder / _LOCK_NAME)
         try:
-            (run.folder / _EXIT_NAME).unlink(missing_ok=True)
+            (run.folder / _EXIT_NAME).write_text(" " * _EXIT_ROOM)
             command = [sys.executable, "-c", _SHEPHERD, str(lock), str(run.folder / _EXIT_NAME)]
             command += [sys.executable, "-m", "training", str(run.folder / run.config_name)]
             command += ["--out", str(run.folder), "--home", str(run.home)]
@@ -99,7 +100,8 @@ class ProcessLauncher:
             handle
         )  # before the file is looked for: it may be written in between
         with contextlib.suppress(FileNotFoundError):
-            return int(json.loads((Path(handle["folder"]) / _EXIT_NAME).read_text())["code"])
+            if told := (Path(handle["folder"]) / _EXIT_NAME).read_text().strip():
+                return int(json.loads(told)["code"])
         return None if is_alive else GONE
 
     def stop(self, handle: dict[str, Any], *, at_once: bool = False) -> None:

@@ -187,7 +187,7 @@ class StoppingEngine(EchoEngine):
 
 @pytest.mark.parametrize(
     ("stream", "num_steps", "leave_after"),
-    [(True, 3, 2), (True, 0, 0), (False, 0, 0)],
+    [(True, 1, 2), (True, 0, 0), (False, 0, 0)],
     ids=["while-it-streams", "before-the-first-token", "unary"],
 )
 def test_a_client_that_goes_away_frees_its_row(site, stream, num_steps, leave_after):

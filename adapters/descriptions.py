@@ -18,6 +18,7 @@ from adapters.backbone import (
     describe_backbone,
     find_backbone,
 )
+from adapters.errors import EnvironmentProblem
 from adapters.tensors import canonical_digest, file_digest
 
 _READ = (*READ_FILES, "additional_chat_templates/*.jinja")
@@ -34,6 +35,9 @@ def describe_source(
     Args:
         source: as of `find_backbone`, which see for its errors.
         describe: finds out what is not remembered.
+
+    Raises:
+        EnvironmentProblem: a file of its folder can't be read.
     """
     folder, name = find_backbone(source, home), backbone_name(source)
     identity = _identity(folder, name)
@@ -57,7 +61,13 @@ def _keep(spec: BackboneSpec, path: Path) -> None:
 
 def _identity(folder: Path, name: str) -> str:
     found = {path for pattern in _READ for path in folder.glob(pattern) if path.is_file()}
-    files = {str(path.relative_to(folder)): file_digest(path) for path in found}
+    try:
+        files = {str(path.relative_to(folder)): file_digest(path) for path in found}
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"Can't read '{error.filename}' of backbone '{name}': {error.strerror}. Let the user of this process read "
+            "the whole folder."
+        ) from error
     code = [file_digest(Path(__file__).parent / source) for source in _SOURCES]
     return canonical_digest(
         [name, str(folder), files, code, [version(each) for each in _LIBRARIES]]

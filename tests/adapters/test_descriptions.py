@@ -1,12 +1,15 @@
 """A backbone's spec is remembered while its folder is as it was."""
 
+import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from adapters.backbone import describe_backbone
 from adapters.descriptions import describe_source
+from adapters.errors import EnvironmentProblem
 
 
 @pytest.fixture
@@ -60,3 +63,18 @@ def test_a_home_that_can_not_be_written_costs_time_only(folder, tmp_path, descri
     home = tmp_path / "file"
     home.write_text("")
     assert describe_source(str(folder), home, describe).folder == str(folder)
+
+
+def test_a_file_that_can_not_be_read_is_named(folder, tmp_path, monkeypatch):
+    real_open = Path.open
+
+    def refuse(
+        path, *args, **kwargs
+    ):  # root, who may run these tests, reads whatever a mode forbids
+        if path.name == "tokenizer.json":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(EnvironmentProblem, match=r"tokenizer.json' of backbone 'backbone': Perm"):
+        describe_source(str(folder), tmp_path / "specs-home")

@@ -11,7 +11,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import litserve as ls
 from litserve.loops.base import LitLoop
@@ -20,6 +20,7 @@ from litserve.specs.base import LitSpec
 from adapters.backbone import Backbone, BackboneSpec, load_backbone
 from adapters.bundle import read_manifest
 from adapters.errors import InvalidBundle
+from adapters.imports import many_imports
 from adapters.registry.blobs import BlobStore
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.onednn import bound_caches
@@ -29,6 +30,9 @@ from service.lifeline import live_and_die_with_parent
 from service.memory import fit_limits, memory_room
 from service.settings import Settings
 from service.wire import Wire
+
+if TYPE_CHECKING:
+    from adapters.runtime.engine import Engine
 
 API_PATH = "/engine"
 
@@ -72,13 +76,17 @@ class EngineApi(ls.LitAPI):
         return self._calls is not None and self._calls.is_ready
 
     def setup(self, device: str) -> None:
+        live_and_die_with_parent()
+        bound_caches()
+        with many_imports():
+            self.engine = self._build_engine()
+
+    def _build_engine(self) -> Engine:
         # Imported where the engine is: the server's own process has no use for torch and its 200 MB.
         import torch
 
         from adapters.runtime.engine import Engine
 
-        live_and_die_with_parent()
-        bound_caches()
         settings = self._settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -88,7 +96,7 @@ class EngineApi(ls.LitAPI):
         blobs = BlobStore(
             settings.resolved_blob_url(), settings.bundle_cache(), settings.cache_disk_bytes
         )
-        self.engine = Engine(
+        return Engine(
             backbone,
             lambda digest: _fetch(blobs, digest),
             _limits(settings, backbone),

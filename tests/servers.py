@@ -63,15 +63,15 @@ def wait_until_ready(client, process, log):
     wait_until(look, seconds=START_SECONDS)
 
 
-def wait_until(condition, seconds=60):
-    """Poll a condition until it holds; return what it gave."""
+def wait_until(condition, seconds=60, pause=0.2):
+    """Poll a condition until it holds, ever more seldom up to a pause; return what it gave."""
     begin = time.monotonic()
     while not (value := condition()):
         waited = time.monotonic() - begin
         assert waited < seconds, "It never came true."
         # A breath between two looks, not a guess at how long it takes; a longer one the longer it takes, for looking
         # takes time from what is waited for.
-        time.sleep(min(0.005 + waited / 20, 0.2))
+        time.sleep(min(0.005 + waited / 20, pause))
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from adapters.errors import (
     RunPaused,
 )
 from adapters.home import default_home
+from adapters.imports import many_imports
 from adapters.runtime.onednn import bound_caches
 from adapters.storage import is_full
 from adapters.validation import first_problem
@@ -157,7 +159,8 @@ def _run(config: RunConfig, out: Path, home: Path, log: EventLog) -> RunResult |
         inputs = read_inputs(config, log)
     _silence_libraries()
     bound_caches()
-    from training.run import Run  # torch, transformers and peft load only now
+    with many_imports():
+        from training.run import Run  # torch, transformers and peft load only now
 
     run = Run(config, inputs, out, home, log)
     signal.signal(signal.SIGTERM, run.pause)
@@ -172,4 +175,6 @@ def _silence_libraries() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # the process ends: nobody needs what it gives back piece by piece, which takes a second
+    sys.exit(code)

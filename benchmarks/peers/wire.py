@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -87,6 +88,7 @@ def serve(peer: Peer) -> None:
             traceback.print_exc()
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=replies, flush=True)
+    gc.freeze()  # or the interpreter's end looks at all that was imported, for a second or two
 
 
 def _work(body: dict[str, Any]) -> Work:

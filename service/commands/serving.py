@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from adapters.imports import many_imports
 from service.commands.options import BackboneName, Home, Url, load
 
 
@@ -36,8 +37,8 @@ def serve(
     settings = load(
         host=host, port=port, threads=threads, dtype=dtype, backbone=backbone, home=home
     )
-    from service.server import run_server
-
+    with many_imports():
+        from service.server import run_server
     run_server(settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adapters.imports import many_imports
 from service.commands.options import Home, load
 
 
@@ -12,11 +13,11 @@ def worker(home: Home = None) -> None:
     from service.lifeline import stop_on_signals, stop_with_parent
 
     stop_with_parent()  # first of all: a server can be gone while this is imported
-    from service.jobs.retention import Retention
-    from service.jobs.worker import Worker, Workplace
-    from service.launchers.catalog import set_up_launchers
-    from service.opening import check_store, open_state
-
+    with many_imports():
+        from service.jobs.retention import Retention
+        from service.jobs.worker import Worker, Workplace
+        from service.launchers.catalog import set_up_launchers
+        from service.opening import check_store, open_state
     settings = load(home=home)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker: %(message)s")
     state = open_state(settings)

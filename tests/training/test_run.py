@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from adapters.bundle import load_bundle
+from tests.servers import wait_until
 from training.__main__ import main
 from training.contract import Event, EventKind, ExitCode, RunResult
 
@@ -163,10 +164,7 @@ def stop_in(stage, tmp_path, config):
     """Start a run, send SIGTERM once it is in a stage, and return its exit code."""
     process = subprocess.Popen(command(tmp_path, config), cwd=ROOT, stderr=subprocess.PIPE)
     path = tmp_path / "out" / "events.jsonl"
-    while process.poll() is None and f'"{stage}"' not in (
-        path.read_text() if path.exists() else ""
-    ):
-        pass
+    wait_until(lambda: path.exists() and f'"{stage}"' in path.read_text(), pause=0.005)
     process.send_signal(signal.SIGTERM)
     return process.wait(timeout=60)
 

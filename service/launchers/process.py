@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import InvalidRequest, Unavailable
+from adapters.storage import telling_store
 from service.jobs.orders import Resources
 from service.launchers.base import GONE, RunOrder
 from service.runs import quiet_environment
@@ -72,7 +73,8 @@ class ProcessLauncher:
     def start(self, run: RunOrder) -> dict[str, Any]:
         lock = _lock(run.folder / _LOCK_NAME)
         try:
-            (run.folder / _EXIT_NAME).write_text(" " * _EXIT_ROOM)
+            with telling_store(str(run.folder)):
+                (run.folder / _EXIT_NAME).write_text(" " * _EXIT_ROOM)
             command = [sys.executable, "-c", _SHEPHERD, str(lock), str(run.folder / _EXIT_NAME)]
             command += [sys.executable, "-m", "training", str(run.folder / run.config_name)]
             command += ["--out", str(run.folder), "--home", str(run.home)]

@@ -139,6 +139,10 @@ class Client:
     def get_adapter(self, name: str) -> dict[str, Any]:
         return self._call("GET", f"/v1/adapters/{name}")
 
+    def get_version(self, name: str, number: int) -> dict[str, Any]:
+        """Return a version with its ``manifest``."""
+        return self._call("GET", f"/v1/adapters/{name}/versions/{number}")
+
     def create_version(self, name: str, bundle: Path | str) -> dict[str, Any]:
         """Send a bundle's folder, or a stock PEFT one, as the next version of an adapter, and return the version."""
         buffer = io.BytesIO()

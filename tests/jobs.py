@@ -52,6 +52,15 @@ def told(client, job):
     return [event["message"] for event in client.job_events(job)]
 
 
+def goes_on_from_a_parent(client, films):
+    """Order a job, and another that goes on from what it made; what that one makes names its parent."""
+    parent = ended(client, submit(client, films, "parent"))["fine_tuned_model"]
+    done = ended(client, submit(client, films, "child", model=parent))
+    assert done["status"] == "succeeded", (done, told(client, done["id"]))
+    first, second = (client.get_version(name, 1) for name in ("parent", "child"))
+    assert second["manifest"]["lineage"]["parent"] == first["digest"] != second["digest"]
+
+
 def runs_of(job):
     """Return the processes that work in a job's folder: shepherd, run, and what it started."""
     found = []

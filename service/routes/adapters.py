@@ -94,8 +94,10 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
 
     @router.get("/{name}/versions/{number}")
     async def get_version(name: str, number: Number, who: Who) -> dict[str, Any]:
+        """Give a version with its whole manifest: options, head, hashes of its files, and where it comes from."""
         reference = Reference(name, version=number, namespace=who.namespace)
-        return version_body(await asyncio.to_thread(registry.resolve, reference))
+        version = await asyncio.to_thread(registry.resolve, reference)
+        return {**version_body(version), "manifest": version.manifest.model_dump(mode="json")}
 
     @router.patch("/{name}/versions/{number}")
     async def annotate(name: str, number: Number, body: NotesBody, who: Who) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from service.client import ClientError
 from tests.backends.containers import docker_host, images  # noqa: F401
 from tests.faults import ROUNDS, VICTIMS, survive
-from tests.jobs import LONG, ended, is_training, submit, told, worker_of
+from tests.jobs import LONG, ended, goes_on_from_a_parent, is_training, submit, told, worker_of
 from tests.servers import running_server, wait_until
 
 MIB = 2**20
@@ -74,11 +74,7 @@ def test_a_job_runs_in_a_container_and_its_adapter_is_served(client, client_of_d
 
 
 def test_a_run_in_a_container_goes_on_from_a_parent(client, films):
-    parent = ended(client, submit(client, films, "parent"))["fine_tuned_model"]
-    done = ended(client, submit(client, films, "child", model=parent))
-    assert done["status"] == "succeeded", done
-    digests = [client.get_adapter(name)["versions"][0]["digest"] for name in ("parent", "child")]
-    assert digests[0] != digests[1]
+    goes_on_from_a_parent(client, films)
 
 
 def test_a_container_outlives_its_worker_and_is_found_again(

@@ -11,7 +11,7 @@ pytest.importorskip(
 
 import kubernetes_validate
 
-from tests.jobs import LONG, ended, is_training, submit, told, worker_of
+from tests.jobs import LONG, ended, goes_on_from_a_parent, is_training, submit, told, worker_of
 from tests.kubernetes import VERSION, running_api
 from tests.servers import ROOT, running_server, wait_until
 
@@ -70,11 +70,7 @@ def test_a_job_runs_as_a_pod_with_its_bounds_and_its_adapter_is_served(client, a
 
 
 def test_a_run_in_a_pod_goes_on_from_a_parent(client, films):
-    parent = ended(client, submit(client, films, "parent"))["fine_tuned_model"]
-    done = ended(client, submit(client, films, "child", model=parent))
-    assert done["status"] == "succeeded", done
-    digests = [client.get_adapter(name)["versions"][0]["digest"] for name in ("parent", "child")]
-    assert digests[0] != digests[1]
+    goes_on_from_a_parent(client, films)
 
 
 def test_a_pod_outlives_its_worker_and_is_found_again(server, client, api, films):

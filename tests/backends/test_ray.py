@@ -13,7 +13,7 @@ from service.launchers import ray
 from service.launchers.base import GONE
 from tests.backends.ray_nodes import running_nodes, skip_unless_nodes_can_be_had
 from tests.gates import Gate
-from tests.jobs import LONG, ended, is_training, submit, told, worker_of
+from tests.jobs import LONG, ended, goes_on_from_a_parent, is_training, submit, told, worker_of
 from tests.servers import running_server, wait_until
 
 pytestmark = pytest.mark.timeout(600)  # the first starts the nodes
@@ -73,11 +73,7 @@ def test_a_job_runs_on_a_node_and_its_adapter_is_served(client, films):
 
 
 def test_a_run_on_a_node_goes_on_from_a_parent(client, films):
-    parent = ended(client, submit(client, films, "parent"))["fine_tuned_model"]
-    done = ended(client, submit(client, films, "child", model=parent))
-    assert done["status"] == "succeeded", done
-    digests = [client.get_adapter(name)["versions"][0]["digest"] for name in ("parent", "child")]
-    assert digests[0] != digests[1]
+    goes_on_from_a_parent(client, films)
 
 
 def test_a_run_outlives_its_worker_and_is_found_again(server, client, films, home):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.jobs import write_films
+from tests.jobs import goes_on_from_a_parent, write_films
 from tests.servers import running_server, wait_until
 from tests.webhooks import SECRET, receiving
 
@@ -103,6 +103,10 @@ def test_what_a_finished_job_made_becomes_another_adapter_s_version_too(sdk, cli
     assert "sandbox" in report.headers["content-security-policy"]
     assert "accuracy" in report.text
     assert client._http.get(f"/v1/fine_tuning/jobs/{job.id}/log").status_code == 200
+
+
+def test_a_job_goes_on_from_a_version(client, films):
+    goes_on_from_a_parent(client, films)
 
 
 def test_the_webhook_is_told_that_a_job_has_ended(sdk, receiver, films):

@@ -209,6 +209,15 @@ def test_a_deleted_version_is_404_at_once(client, bundles):
     assert client._http.delete("/v1/adapters/gone").status_code == 404
 
 
+def test_a_version_is_read_with_the_manifest_that_was_sent(client, bundles):
+    sent = json.loads((bundles / "labels" / "manifest.json").read_text())
+    client.create_version("whole", bundles / "labels")
+    version = client.get_version("whole", 1)
+    assert (version["manifest"], version["digest"]) == (sent, sent["digest"])
+    with pytest.raises(ClientError, match="no version '2'"):
+        client.get_version("whole", 2)
+
+
 def test_notes_and_tags_are_written_beside_a_version(client, bundles):
     client.create_version("noted", bundles / "labels")
     path = "/v1/adapters/noted/versions/1"

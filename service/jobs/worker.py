@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from service.jobs.queue import JobQueue, LostJob
 from service.jobs.records import Job
 from service.jobs.retention import Retention
 from service.launchers.base import Launcher
+from service.machine import is_gone, machine_name
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -59,7 +59,7 @@ class Worker:
         poll_seconds: float = POLL_SECONDS,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self.name = f"{machine_name()}-{os.getpid()}"
         self._place = place
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
@@ -142,6 +142,5 @@ class Worker:
 
 
 def _is_dead(worker: str) -> bool:
-    """Tell whether a worker was one of this machine, and its process is gone."""
-    host, _, pid = worker.rpartition("-")
-    return host == socket.gethostname() and pid.isdecimal() and not Path(f"/proc/{pid}").exists()
+    machine, _, pid = worker.rpartition("-")
+    return is_gone(machine, pid)

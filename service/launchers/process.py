@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from adapters.errors import InvalidRequest, Unavailable
 from adapters.storage import telling_store
 from service.jobs.orders import Resources
 from service.launchers.base import GONE, RunOrder
+from service.machine import machine_name
 from service.runs import quiet_environment
 
 _NICENESS = 15
@@ -91,11 +91,11 @@ class ProcessLauncher:
         finally:
             os.close(lock)
         since = _started(process.pid)
-        host = socket.gethostname()
-        return {"host": host, "pid": process.pid, "since": since, "folder": str(run.folder)}
+        place = {"machine": machine_name(), "folder": str(run.folder)}
+        return {**place, "pid": process.pid, "since": since}
 
     def exit_code(self, handle: dict[str, Any]) -> int | None:
-        if handle["host"] != socket.gethostname():
+        if handle.get("machine") != machine_name():
             return GONE
         _reap(handle["pid"])
         is_alive = self._is_alive(

@@ -1,6 +1,7 @@
 """What a worker makes of what happens to a run, with a launcher whose runs do as they are told."""
 
 import json
+import socket
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from service.jobs.orders import JobOrder, JobPlan
 from service.jobs.queue import JobQueue
 from service.jobs.run_folders import estimate_key
 from service.jobs.worker import Worker, Workplace
+from service.machine import machine_name
 from tests.bundles import answerer, classifier, save_bundle
 from tests.registries import open_registry
 from tests.scripted_runs import ScriptedLauncher
@@ -243,6 +245,19 @@ def test_a_run_is_found_again_and_its_events_are_told_once(place, submit, work, 
     assert ended(place, job).status == "succeeded"
     told = messages(place, job)
     assert (told.count("one"), told.count("two"), len(launcher.started)) == (1, 1, 1)
+
+
+def test_only_this_machine_s_dead_workers_lose_their_jobs_at_once(place, submit, work):
+    nobody = 2**22 + 1  # above all numbers of processes
+    elsewhere = f"{socket.gethostname()}-{'0' * 8}-{nobody}"  # a copy of this virtual machine
+    jobs = {}
+    for worker in (elsewhere, f"{machine_name()}-{nobody}"):
+        jobs[worker] = submit(register={"name": f"films-{len(jobs)}"})
+        assert place.queue.claim(worker).id == jobs[worker]
+    kept, lost = jobs.values()
+    work(lease_seconds=1000)
+    assert ended(place, lost).status == "succeeded"
+    assert place.queue.get(kept).worker == elsewhere
 
 
 def test_a_worker_that_counts_keeps_its_job_however_long_it_takes(place, submit, work, launcher):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -157,4 +156,9 @@ def version_body(version: Version) -> dict[str, Any]:
 
 
 def alias_body(alias: Alias) -> dict[str, Any]:
-    return {**asdict(alias), "moved_at": alias.moved_at.isoformat()}
+    return {  # not by `asdict`, whose deep copies take half of a page's time
+        "name": alias.name,
+        "version": alias.version,
+        "revision": alias.revision,
+        "moved_at": alias.moved_at.isoformat(),
+    }

@@ -114,7 +114,7 @@ def adapters_of(session: Session, rows: Sequence[AdapterTable]) -> list[Adapter]
     found_numbers = session.execute(select(AdapterTable.id, number).where(AdapterTable.id.in_(ids)))
     numbers = {row.id: row.number for row in found_numbers}
     aliases: dict[int, list[Alias]] = {}
-    # Columns alone: rows that the session keeps track of take as long again.
+    # Columns alone: rows that the session keeps track of take a sixth longer.
     of_alias = (AliasTable.name, AliasTable.version, AliasTable.revision, AliasTable.moved_at)
     found = select(AliasTable.adapter_id, *of_alias).where(AliasTable.adapter_id.in_(ids))
     for row in session.execute(found.order_by(AliasTable.name)):

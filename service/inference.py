@@ -78,6 +78,8 @@ class EngineApi(ls.LitAPI):
     def setup(self, device: str) -> None:
         live_and_die_with_parent()
         bound_caches()
+        # A bar's lock would be told as leaked when this process ends at once.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         with many_imports():
             self.engine = self._build_engine()
 

@@ -35,7 +35,6 @@ def running_server(
         **os.environ,
         "HEADSTOCK_HOME": str(home),
         "HEADSTOCK_BACKBONE": backbone,
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         **{f"HEADSTOCK_{name.upper()}": str(value) for name, value in settings.items()},
     }
     log = home / "server.log"

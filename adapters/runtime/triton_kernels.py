@@ -19,13 +19,13 @@ from adapters.lora import MAX_RANK
 
 TILE = 16  # tokens of one adapter that a program takes: the fewest rows that tensor cores take
 _RANKS = 16  # the same for ranks
-_INPUTS = 128  # inputs that a program reads at once
-_OUTPUTS = 256  # outputs that a program writes
-_FEWEST, _MOST_SPLITS = (
-    512,
-    8,
-)  # inputs that a program sums up at least; programs that share a layer's inputs at most
-_WARPS = 4
+# What a warp reads at once for a lone token, 16 ranks of it: each of its 32 threads eight numbers a rank.
+_INPUTS = _OUTPUTS = 256
+_TILE_INPUTS, _TILE_OUTPUTS = 64, 128  # the same for a tile, whose sums take more registers
+_FEWEST = 512  # inputs that a program sums up at least
+_MOST_SPLITS = 16  # programs that share a layer's inputs at most
+# One: a program then waits for memory once and for other warps never, and many of them fit beside each other.
+_WARPS = 1
 
 
 class TritonKernels:
@@ -74,13 +74,13 @@ class TritonKernels:
                 _shrink, (num_tiles, num_modules, num_splits),
                 (x_TI, x_TI.stride(0), num_inputs, low_STMR, low_STMR.stride(0), low_STMR.stride(1),
                  tiles_N3, cells, cells.stride(0)),
-                (TILE, _RANKS, _INPUTS, split, MAX_RANK, is_even),
+                (TILE, _RANKS, _INPUTS, _TILE_INPUTS, split, MAX_RANK, is_even),
             )  # fmt: skip
             self._launch(
                 _expand, (num_tiles, num_modules, _parts(max(sizes), _OUTPUTS)),
                 (low_STMR, low_STMR.stride(0), low_STMR.stride(1), out_TO, out_TO.stride(0),
                  self._offsets_of(sizes, out_TO.device), tiles_N3, cells, cells.stride(0), num_splits),
-                (TILE, _RANKS, _OUTPUTS, MAX_RANK, is_even),
+                (TILE, _RANKS, _OUTPUTS, _TILE_OUTPUTS, triton.next_power_of_2(num_splits), MAX_RANK, is_even),
             )  # fmt: skip
 
     def _launch(
@@ -130,8 +130,8 @@ def _parts(size: int, part: int) -> int:
 @triton.jit
 def _shrink(
     x, x_stride, num_inputs, low, low_split, low_token, tiles, table, table_adapter,
-    TOKENS: tl.constexpr, RANKS: tl.constexpr, INPUTS: tl.constexpr, SPLIT: tl.constexpr, MOST: tl.constexpr,
-    IS_EVEN: tl.constexpr,
+    TOKENS: tl.constexpr, RANKS: tl.constexpr, INPUTS: tl.constexpr, TILE_INPUTS: tl.constexpr,
+    SPLIT: tl.constexpr, MOST: tl.constexpr, IS_EVEN: tl.constexpr,
 ):  # fmt: skip
     """Write ``A x`` of one tile, one module and one part of the inputs, in fp32."""
     tile, module, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -145,31 +145,36 @@ def _shrink(
     if IS_EVEN:  # what is read from memory tells Triton nothing, and it would load number by number
         a, stop = tl.multiple_of(a, 16), tl.multiple_of(stop, 16)
     if num_tokens == 1:
-        _shrink_token(x_first, a, rank, num_inputs, start, stop, low_first, RANKS, INPUTS)
+        _shrink_token(x_first, a, rank, num_inputs, start, stop, low_first, RANKS, INPUTS, SPLIT)
     else:
         _shrink_tile(
             x_first, x_stride, num_tokens, a, rank, num_inputs, start, stop, low_first, low_token,
-            TOKENS, RANKS, INPUTS,
+            TOKENS, RANKS, TILE_INPUTS,
         )  # fmt: skip
 
 
 @triton.jit
 def _shrink_token(
-    x, a, rank, num_inputs, start, stop, low, RANKS: tl.constexpr, INPUTS: tl.constexpr
-):
+    x, a, rank, num_inputs, start, stop, low,
+    RANKS: tl.constexpr, INPUTS: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    LANES: tl.constexpr = (
+        32  # each sums up neighbouring inputs by itself; together they do so once, at the end
+    )
     own, column = tl.arange(0, RANKS), tl.arange(0, INPUTS)
     for begin in range(0, rank, RANKS):
         has_rank = begin + own < rank
-        sums_RI = tl.zeros((RANKS, INPUTS), dtype=tl.float32)
-        for offset in range(start, stop, INPUTS):
-            i = offset + column
-            x_I = tl.load(x + i, mask=i < stop, other=0.0).to(tl.float32)
+        sums_RL = tl.zeros((RANKS, LANES), dtype=tl.float32)
+        for offset in tl.static_range(0, SPLIT, INPUTS):
+            i = start + offset + column
             a_RI = tl.load(
                 a + (begin + own)[:, None] * num_inputs + i[None, :],
                 mask=has_rank[:, None] & (i < stop)[None, :], other=0.0,
             )  # fmt: skip
-            sums_RI += a_RI.to(tl.float32) * x_I[None, :]
-        tl.store(low + begin + own, tl.sum(sums_RI, axis=1), mask=has_rank)
+            x_I = tl.load(x + i, mask=i < stop, other=0.0).to(tl.float32)
+            terms_RI = a_RI.to(tl.float32) * x_I[None, :]
+            sums_RL += tl.sum(tl.reshape(terms_RI, (RANKS, LANES, INPUTS // LANES)), axis=2)
+        tl.store(low + begin + own, tl.sum(sums_RL, axis=1), mask=has_rank)
 
 
 @triton.jit
@@ -200,8 +205,8 @@ def _shrink_tile(
 @triton.jit
 def _expand(
     low, low_split, low_token, out, out_stride, offsets, tiles, table, table_adapter, num_splits,
-    TOKENS: tl.constexpr, RANKS: tl.constexpr, OUTPUTS: tl.constexpr, MOST: tl.constexpr,
-    IS_EVEN: tl.constexpr,
+    TOKENS: tl.constexpr, RANKS: tl.constexpr, OUTPUTS: tl.constexpr, TILE_OUTPUTS: tl.constexpr,
+    SPLITS: tl.constexpr, MOST: tl.constexpr, IS_EVEN: tl.constexpr,
 ):  # fmt: skip
     """Add ``B`` times the low-rank sums to some outputs of one tile and one module."""
     tile, module, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -220,21 +225,30 @@ def _expand(
     if rank > 0 and block * OUTPUTS < width:
         if num_tokens == 1:
             _expand_token(
-                low_first, low_split, num_splits, b, rank, width, block, out_first, RANKS, OUTPUTS
-            )
-        else:
-            _expand_tile(
-                low_first, low_split, low_token, num_splits, num_tokens, b, rank, width, block,
-                out_first, out_stride, TOKENS, RANKS, OUTPUTS,
+                low_first, low_split, num_splits, b, rank, width, block, out_first,
+                RANKS, OUTPUTS, SPLITS,
             )  # fmt: skip
+        else:
+            for part in range(0, OUTPUTS // TILE_OUTPUTS):
+                _expand_tile(
+                    low_first, low_split, low_token, num_splits, num_tokens, b, rank, width,
+                    block * (OUTPUTS // TILE_OUTPUTS) + part, out_first, out_stride,
+                    TOKENS, RANKS, TILE_OUTPUTS,
+                )  # fmt: skip
 
 
 @triton.jit
 def _expand_token(
-    low, low_split, num_splits, b, rank, width, block, out, RANKS: tl.constexpr, OUTPUTS: tl.constexpr
+    low, low_split, num_splits, b, rank, width, block, out,
+    RANKS: tl.constexpr, OUTPUTS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out.dtype.element_ty
-    own, o = tl.arange(0, RANKS), block * OUTPUTS + tl.arange(0, OUTPUTS)
+    own, part, o = (
+        tl.arange(0, RANKS),
+        tl.arange(0, SPLITS),
+        block * OUTPUTS + tl.arange(0, OUTPUTS),
+    )
+    before_O = tl.load(out + o, mask=o < width, other=0.0)
     sums_O = tl.zeros((OUTPUTS,), dtype=tl.float32)
     for begin in range(0, rank, RANKS):
         has_rank = begin + own < rank
@@ -242,13 +256,13 @@ def _expand_token(
             b + (begin + own)[:, None] * width + o[None, :],
             mask=has_rank[:, None] & (o < width)[None, :], other=0.0,
         )  # fmt: skip
-        low_R = tl.zeros((RANKS,), dtype=tl.float32)
-        for part in range(0, num_splits):
-            low_R += tl.load(low + part * low_split + begin + own, mask=has_rank, other=0.0)
-        low_R = low_R.to(dtype).to(tl.float32)
+        low_SR = tl.load(
+            low + part[:, None] * low_split + (begin + own)[None, :],
+            mask=(part < num_splits)[:, None] & has_rank[None, :], other=0.0,
+        )  # fmt: skip
+        low_R = tl.sum(low_SR, axis=0).to(dtype).to(tl.float32)
         sums_O += tl.sum(b_RO.to(tl.float32) * low_R[:, None], axis=0)
-    before = tl.load(out + o, mask=o < width, other=0.0).to(tl.float32)
-    tl.store(out + o, (before + sums_O).to(dtype), mask=o < width)
+    tl.store(out + o, (before_O.to(tl.float32) + sums_O).to(dtype), mask=o < width)
 
 
 @triton.jit

@@ -9,28 +9,29 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifndef LANES           /* floats of a vector register; longer vectors would be taken apart number by number */
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#endif
 #define TILE 4          /* tokens that share one read of A and B */
-#define VECTORS 4       /* vectors of outputs held in registers at once */
+#define VECTORS (LANES == 16 ? 4 : 2) /* vectors of outputs held in registers at once: AVX has half as many as AVX-512 */
 /* MAX_RANK comes from the command line: the largest rank that a bundle may have */
+#define TOGETHER (LANES < 8 ? LANES : 8) /* sums of attention held in registers at once */
 #define MAX_HEAD 256    /* head size */
 #define MAX_HEADS 32    /* query heads that one task of attention holds, those of one key-value head at least */
-#define LANES 16        /* floats of a vector register */
 #define BLOCK 16        /* cells of a cache block; cache.py has the same number */
 
 typedef uint16_t bf16;
 typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
-
-/* The sum of a vector's lanes, by halves: one after the other they would wait for each other. */
-static inline float sum_of(vec x) {
-    typedef float half __attribute__((vector_size(2 * LANES)));
-    typedef float quarter __attribute__((vector_size(LANES)));
-    union { vec whole; half parts[2]; } halves = {x};
-    union { half whole; quarter parts[2]; } quarters = {halves.parts[0] + halves.parts[1]};
-    quarter rest = quarters.parts[0] + quarters.parts[1];
-    return (rest[0] + rest[2]) + (rest[1] + rest[3]);
-}
-
+typedef float anywhere __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
 typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
+typedef uint32_t places __attribute__((vector_size(4 * LANES)));
+typedef uint16_t narrow __attribute__((vector_size(2 * LANES), may_alias, aligned(2)));
 
 #ifdef __clang__
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
@@ -38,22 +39,61 @@ typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (lanes){__VA_ARGS__})
 #endif
 
-/* The sums of 16 vectors' lanes, in one vector: halves of two are added into one, four times. */
-static inline __attribute__((always_inline)) vec sums_of(vec *x) {
-    for (int i = 0; i < 8; i++)
-        x[i] = SHUFFLE(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               SHUFFLE(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    for (int i = 0; i < 4; i++)
-        x[i] = SHUFFLE(x[i], x[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               SHUFFLE(x[i], x[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (int i = 0; i < 2; i++)
-        x[i] = SHUFFLE(x[i], x[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               SHUFFLE(x[i], x[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    return SHUFFLE(x[0], x[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           SHUFFLE(x[0], x[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+/* FRONT_N takes every other N lanes of x, beginning with the first, and puts the same lanes of y between them; BACK_N takes
+ * what FRONT_N leaves. COUNT: 0, 1, 2 and so on. */
+#if LANES == 16
+#define COUNT 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#define FRONT_8(x, y) SHUFFLE(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+#define BACK_8(x, y) SHUFFLE(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
+#define FRONT_4(x, y) SHUFFLE(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27)
+#define BACK_4(x, y) SHUFFLE(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31)
+#define FRONT_2(x, y) SHUFFLE(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define BACK_2(x, y) SHUFFLE(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#define FRONT_1(x, y) SHUFFLE(x, y, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30)
+#define BACK_1(x, y) SHUFFLE(x, y, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31)
+#elif LANES == 8
+#define COUNT 0, 1, 2, 3, 4, 5, 6, 7
+#define FRONT_4(x, y) SHUFFLE(x, y, 0, 1, 2, 3, 8, 9, 10, 11)
+#define BACK_4(x, y) SHUFFLE(x, y, 4, 5, 6, 7, 12, 13, 14, 15)
+#define FRONT_2(x, y) SHUFFLE(x, y, 0, 1, 8, 9, 4, 5, 12, 13)
+#define BACK_2(x, y) SHUFFLE(x, y, 2, 3, 10, 11, 6, 7, 14, 15)
+#define FRONT_1(x, y) SHUFFLE(x, y, 0, 8, 2, 10, 4, 12, 6, 14)
+#define BACK_1(x, y) SHUFFLE(x, y, 1, 9, 3, 11, 5, 13, 7, 15)
+#else
+#define COUNT 0, 1, 2, 3
+#define FRONT_2(x, y) SHUFFLE(x, y, 0, 1, 4, 5)
+#define BACK_2(x, y) SHUFFLE(x, y, 2, 3, 6, 7)
+#define FRONT_1(x, y) SHUFFLE(x, y, 0, 4, 2, 6)
+#define BACK_1(x, y) SHUFFLE(x, y, 1, 5, 3, 7)
+#endif
+
+/* The sum of a vector's lanes, by halves: one after the other they would wait for each other. */
+static inline float sum_of(vec x) {
+    typedef float quarter __attribute__((vector_size(16)));
+    union { vec whole; quarter parts[LANES / 4]; } of = {x};
+#if LANES == 16
+    quarter rest = (of.parts[0] + of.parts[2]) + (of.parts[1] + of.parts[3]);
+#elif LANES == 8
+    quarter rest = of.parts[0] + of.parts[1];
+#else
+    quarter rest = of.parts[0];
+#endif
+    return (rest[0] + rest[2]) + (rest[1] + rest[3]);
 }
 
-#ifdef __AVX512BF16__
+/* The sums of as many vectors' lanes as a vector has, in one: halves of two are added into one, again and again. */
+static inline __attribute__((always_inline)) vec sums_of(vec *x) {
+#if LANES == 16
+    for (int i = 0; i < 8; i++) x[i] = FRONT_8(x[i], x[i + 8]) + BACK_8(x[i], x[i + 8]);
+#endif
+#if LANES >= 8
+    for (int i = 0; i < 4; i++) x[i] = FRONT_4(x[i], x[i + 4]) + BACK_4(x[i], x[i + 4]);
+#endif
+    for (int i = 0; i < 2; i++) x[i] = FRONT_2(x[i], x[i + 2]) + BACK_2(x[i], x[i + 2]);
+    return FRONT_1(x[0], x[1]) + BACK_1(x[0], x[1]);
+}
+
+#if defined(__AVX512BF16__) && LANES == 16
 #include <immintrin.h>
 #define PAIRS
 static inline vec read_lanes(const void *from) {
@@ -106,6 +146,16 @@ static inline __attribute__((always_inline)) void score_tile(const uint32_t *que
     }
     for (int i = 0; i < BLOCK; i++) scores[i] = (vec)sums[i];
 }
+#else
+static inline vec read_lanes(const void *from) {
+    return (vec)(__builtin_convertvector(*(const narrow *)from, places) << 16);
+}
+
+static inline void write_lanes(void *to, vec x) { /* as store_bf16 */
+    places bits = (places)x, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    places is_nan = (places)((bits & 0x7FFFFFFF) > 0x7F800000);
+    *(narrow *)to = __builtin_convertvector((rounded & ~is_nan) | (0x7FC0 & is_nan), narrow);
+}
 #endif
 
 static inline void ask_for(const void *start, int64_t bytes) {
@@ -129,30 +179,28 @@ static inline bf16 store_bf16(float value) { /* round to nearest even; NaN stays
 static inline float load_f32(float x) { return x; }
 static inline float store_f32(float x) { return x; }
 
-/* exp(x) for x <= 0, within 2e-7 of expf: a polynomial the compiler can vectorise (Cephes' expf). */
-static inline float exp_negative(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = __builtin_rintf(x * 1.44269504f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
+static inline vec choose(lanes where, vec x, vec y) { return (vec)((where & (lanes)x) | (~where & (lanes)y)); }
+
+/* exp(x) for x <= 0, within 2e-7 of expf (Cephes' expf). Not by a loop over expf-like code, which compilers leave as it is. */
+static inline vec exp_lanes(vec x) {
+    const vec whole = (vec){0} + 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to a whole number */
+    x = choose(x < -87.0f, (vec){0} - 87.0f, x);
+    vec shifted = x * 1.44269504f + whole, n = shifted - whole;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = (vec){0} + 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return p * scale;
+    return p * (vec)(((lanes)shifted - (lanes)whole + 127) << 23);
 }
 
-static inline vec choose(lanes where, vec x, vec y) { return (vec)((where & (lanes)x) | (~where & (lanes)y)); }
-
-static inline vec exp_lanes(vec x) {
-    vec y;
-    for (int i = 0; i < LANES; i++) ((float *)&y)[i] = exp_negative(((float *)&x)[i]);
-    return y;
+static inline float largest_of(vec x) {
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
+    return most;
 }
 
 static inline vec size_of(vec x) { return (vec)((lanes)x & 0x7FFFFFFF); }
@@ -165,11 +213,14 @@ static inline vec sigmoid_of(vec x) {
 /* Scores of 16 cells (a vector of queries each) whose query may not see them become -inf. at: the first query's place,
  * counted from the block's first cell. */
 static void hide_cells(vec *scores, int64_t at, int there, int causal, int64_t window) {
-    for (int c = 0; c < BLOCK; c++)
-        for (int i = 0; i < LANES; i++) {
-            int64_t ahead = c - (at + i);
-            if (c >= there || ahead >= window || -ahead >= window || (causal && ahead > 0)) ((float *)&scores[c])[i] = -INFINITY;
-        }
+    const int32_t near = window < INT32_MAX ? (int32_t)window : INT32_MAX;
+    const lanes places_of = (lanes){COUNT} + (int32_t)at;
+    for (int c = 0; c < BLOCK; c++) {
+        lanes ahead = c - places_of, hidden = (ahead >= near) | (-ahead >= near);
+        if (causal) hidden |= ahead > 0;
+        if (c >= there) hidden = ~(lanes){0};
+        scores[c] = choose(hidden, (vec){0} - INFINITY, scores[c]);
+    }
 }
 
 /* Turn scores of 16 cells, a vector of queries each, into their weights beside what came before: top is the largest score

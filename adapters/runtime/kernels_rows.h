@@ -1,7 +1,7 @@
 /* Parts of kernels_gradient.h that are the same for every dtype: small products, softmax and dropout of one line of scores. */
 #include <omp.h>
 
-#define LINES 8 /* lines of a product held in registers at once, two vectors each */
+#define LINES (LANES == 16 ? 8 : 4) /* lines of a product held in registers at once, two vectors each */
 
 static inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -40,29 +40,25 @@ static void multiply(const float *a, int64_t a_row, int64_t a_column, const floa
     if (c < columns) multiply_columns(1, a, a_row, a_column, b + c, b_row, to + c, to_row, rows, inner, add);
 }
 
-/* Turn 16 vectors about: lane j of vector i becomes lane i of vector j. Halves change places, then quarters, and so on. */
+/* Turn as many vectors about as a vector has lanes: lane j of vector i becomes lane i of vector j. Halves change places, then
+ * quarters, and so on. */
+#define TURN(step, FRONT, BACK)                                   \
+    for (int i = 0; i < LANES; i += i % step == step - 1 ? step + 1 : 1) { \
+        vec a = x[i], b = x[i + step];                            \
+        x[i] = FRONT(a, b);                                       \
+        x[i + step] = BACK(a, b);                                 \
+    }
 static inline __attribute__((always_inline)) void turn_vectors(vec *x) {
-    for (int i = 0; i < 8; i++) {
-        vec a = x[i], b = x[i + 8];
-        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-        x[i + 8] = SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    }
-    for (int i = 0; i < 16; i += i % 4 == 3 ? 5 : 1) {
-        vec a = x[i], b = x[i + 4];
-        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
-        x[i + 4] = SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    }
-    for (int i = 0; i < 16; i += i % 2 == 1 ? 3 : 1) {
-        vec a = x[i], b = x[i + 2];
-        x[i] = SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-        x[i + 2] = SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    }
-    for (int i = 0; i < 16; i += 2) {
-        vec a = x[i], b = x[i + 1];
-        x[i] = SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
-        x[i + 1] = SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-    }
+#if LANES == 16
+    TURN(8, FRONT_8, BACK_8)
+#endif
+#if LANES >= 8
+    TURN(4, FRONT_4, BACK_4)
+#endif
+    TURN(2, FRONT_2, BACK_2)
+    TURN(1, FRONT_1, BACK_1)
 }
+#undef TURN
 
 /* The cells that a token sees: [first, last). */
 struct seen {
@@ -75,17 +71,10 @@ static inline struct seen cells_seen(int64_t token, int64_t num, int64_t causal,
     return (struct seen){first > 0 ? first : 0, last < num ? last : num};
 }
 
-/* Which of 16 cells, the first of which is given, are seen. */
+/* Which of a vector's cells, the first of which is given, are seen. */
 static inline lanes is_seen(struct seen seen, int64_t first) {
-    const lanes steps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    lanes cells = steps + (int32_t)first;
+    lanes cells = (lanes){COUNT} + (int32_t)first;
     return (cells >= (int32_t)seen.first) & (cells < (int32_t)seen.last);
-}
-
-static inline float largest_of(vec x) {
-    float most = x[0];
-    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
-    return most;
 }
 
 /* Scores of one token into their softmax; zeros where it does not see. Returns log(sum(exp(scores))). Whole vectors, for
@@ -124,12 +113,9 @@ static inline uint32_t hash32(uint32_t x) {
     return x ^ (x >> 16);
 }
 
-typedef uint32_t places __attribute__((vector_size(4 * LANES)));
-
-/* What 16 numbers are multiplied by, the first of which has a place. */
+/* What a vector's numbers are multiplied by, the first of which has a place. */
 static inline vec factors_of(uint32_t place, uint32_t start, struct drop drop) {
-    const places steps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    places x = (steps + place) ^ start;
+    places x = ((places){COUNT} + place) ^ start;
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = (x ^ (x >> 15)) * 0x846ca68bu;
     x = x ^ (x >> 16);

@@ -2,30 +2,19 @@
 
 /* Up to LANES values; lanes beyond num are zero. */
 static inline __attribute__((always_inline)) vec NAME(read)(const TYPE *source, int64_t num) {
-#ifdef PAIRS
-    if (sizeof(TYPE) == 2 && num >= LANES) return read_lanes(source);
-#endif
+    if (num >= LANES) return sizeof(TYPE) == 2 ? read_lanes(source) : (vec)*(const anywhere *)source;
     vec line = {0};
-    float *target = (float *)&line;
-    if (num >= LANES)
-        for (int d = 0; d < LANES; d++) target[d] = LOAD(source[d]);
-    else
-        for (int64_t d = 0; d < num; d++) target[d] = LOAD(source[d]);
+    for (int64_t d = 0; d < num; d++) ((float *)&line)[d] = LOAD(source[d]);
     return line;
 }
 
 static inline __attribute__((always_inline)) void NAME(write)(TYPE *target, vec line, int64_t num) {
-    const float *source = (const float *)&line;
-#ifdef PAIRS
-    if (sizeof(TYPE) == 2 && num >= LANES) {
+    if (num < LANES)
+        for (int64_t d = 0; d < num; d++) target[d] = STORE(((const float *)&line)[d]);
+    else if (sizeof(TYPE) == 2)
         write_lanes(target, line);
-        return;
-    }
-#endif
-    if (num >= LANES)
-        for (int d = 0; d < LANES; d++) target[d] = STORE(source[d]);
     else
-        for (int64_t d = 0; d < num; d++) target[d] = STORE(source[d]);
+        *(anywhere *)target = line;
 }
 
 /* Products of two lines, each lane's added up; the caller sums the lanes. */
@@ -110,7 +99,7 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
     const TYPE *q, int64_t q_head, const TYPE *keys, const TYPE *values, const int32_t *blocks, int length, TYPE *out,
     int count, int shared, int64_t cell, int size, float scale) {
     int vectors = (size + LANES - 1) / LANES;
-    vec sums[MAX_HEADS][MAX_HEAD / LANES], weights[MAX_HEADS];
+    vec sums[MAX_HEADS][MAX_HEAD / LANES], weights[MAX_HEADS][BLOCK / LANES];
     float top[MAX_HEADS], total[MAX_HEADS];
     for (int h = 0; h < count * shared; h++) {
         for (int v = 0; v < vectors; v++) sums[h][v] = (vec){0};
@@ -128,19 +117,23 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
                     __builtin_prefetch(keys + next + k * size + c * cell + d);
             for (int g = 0; g < shared; g++) {
                 int h = k * shared + g;
-                vec products[BLOCK], scores;
-                if (num == BLOCK)
-                    for (int c = 0; c < BLOCK; c++) products[c] = NAME(dot)(q + h * q_head, key + c * cell, size);
-                else
-                    for (int c = 0; c < BLOCK; c++)
-                        products[c] = c < num ? NAME(dot)(q + h * q_head, key + c * cell, size) : (vec){0};
-                scores = sums_of(products) * scale;
-                float *score = (float *)&scores, *weight = (float *)&weights[h], high = top[h];
-                for (int c = num; c < BLOCK; c++) score[c] = -INFINITY; /* weighs nothing */
-                for (int c = 0; c < BLOCK; c++) high = score[c] > high ? score[c] : high;
-                float shrunk = exp_negative(top[h] - high);
-                for (int c = 0; c < BLOCK; c++) weight[c] = exp_negative(score[c] - high);
-                total[h] = total[h] * shrunk + sum_of(weights[h]);
+                vec scores[BLOCK / LANES], most = (vec){0} + top[h], sum = {0};
+                for (int s = 0; s < BLOCK / LANES; s++) {
+                    vec products[LANES];
+                    const TYPE *line = key + s * LANES * cell;
+                    int here = num - s * LANES;
+                    if (here >= LANES)
+                        for (int c = 0; c < LANES; c++) products[c] = NAME(dot)(q + h * q_head, line + c * cell, size);
+                    else
+                        for (int c = 0; c < LANES; c++)
+                            products[c] = c < here ? NAME(dot)(q + h * q_head, line + c * cell, size) : (vec){0};
+                    scores[s] = sums_of(products) * scale;
+                    scores[s] = choose((lanes){COUNT} < here, scores[s], (vec){0} - INFINITY); /* weighs nothing */
+                    most = choose(scores[s] > most, scores[s], most);
+                }
+                float high = largest_of(most), shrunk = exp_lanes((vec){0} + (top[h] - high))[0];
+                for (int s = 0; s < BLOCK / LANES; s++) sum += weights[h][s] = exp_lanes(scores[s] - high);
+                total[h] = total[h] * shrunk + sum_of(sum);
                 top[h] = high;
                 for (int v = 0; v < vectors; v++) sums[h][v] *= shrunk;
             }
@@ -155,7 +148,8 @@ static inline __attribute__((always_inline)) void NAME(attend_heads)(
                 for (int c = 0; c < num; c++) lines[c] = NAME(read)(value + c * cell + v * LANES, size - v * LANES);
                 for (int g = 0; g < shared; g++) {
                     vec sum = sums[k * shared + g][v];
-                    for (int c = 0; c < num; c++) sum += weights[k * shared + g][c] * lines[c];
+                    const float *weight = (const float *)weights[k * shared + g];
+                    for (int c = 0; c < num; c++) sum += weight[c] * lines[c];
                     sums[k * shared + g][v] = sum;
                 }
             }
@@ -193,27 +187,39 @@ void NAME(attend)(const TYPE *q, int64_t q_row, int64_t q_head, const TYPE *keys
     }
 }
 
-/* Queries of one tile that share a key-value head. A token attends to those of its row less than window away, and with
- * causal to none after it. first: the tile's first position in its row; cells: where the row's blocks begin.
+/* Up to LANES queries that share a key-value head. A token attends to those of its row less than window away, and with
+ * causal to none after it. first: the first query's position in its row; cells: where the row's blocks begin.
  * Lanes are queries, so that softmax needs no sums across lanes. */
 static inline __attribute__((always_inline)) void NAME(attend_tile)(
     const TYPE *q, int64_t q_token, int64_t q_head, const TYPE *keys, const TYPE *values, int64_t k_cell, int64_t v_cell,
     const int32_t *cells, int64_t first, int num, int64_t length, TYPE *out, int64_t out_token, int shared, int size,
     float scale, int causal, int64_t window) {
     int vectors = (size + LANES - 1) / LANES;
-    vec sums[shared][vectors][BLOCK], lines[vectors][BLOCK], top[shared], total[shared];
+    vec sums[shared][vectors][LANES], lines[vectors][BLOCK], top[shared], total[shared];
     for (int g = 0; g < shared; g++) {
         for (int v = 0; v < vectors; v++)
-            for (int i = 0; i < BLOCK; i++) sums[g][v][i] = (vec){0};
+            for (int i = 0; i < LANES; i++) sums[g][v][i] = (vec){0};
         top[g] = (vec){0} - INFINITY;
         total[g] = (vec){0};
     }
 #ifdef PAIRS
     int is_paired = sizeof(TYPE) == 2 && size % LANES == 0, pairs = size / 2;
     uint32_t queries[shared][pairs * BLOCK] __attribute__((aligned(64))), panel[pairs * BLOCK] __attribute__((aligned(64)));
-    if (is_paired)
-        for (int g = 0; g < shared; g++) pair_up((const bf16 *)q + g * q_head, q_token, num, BLOCK, pairs, queries[g]);
+#else
+    int is_paired = 0;
 #endif
+    vec turned[is_paired ? 1 : shared][vectors * LANES]; /* for each number of a head, that of all queries */
+    float wide[BLOCK][vectors * LANES];
+    for (int g = 0; g < shared; g++) {
+#ifdef PAIRS
+        if (is_paired) pair_up((const bf16 *)q + g * q_head, q_token, num, BLOCK, pairs, queries[g]);
+#endif
+        for (int v = 0; v < vectors && !is_paired; v++) {
+            for (int i = 0; i < LANES; i++)
+                turned[g][v * LANES + i] = NAME(read)(q + g * q_head + (i < num ? i : 0) * q_token + v * LANES, size - v * LANES);
+            turn_vectors(turned[g] + v * LANES);
+        }
+    }
     int64_t last = first + num - 1, stop = causal ? last + 1 : length, low = first - window + 1;
     if (stop > last + window) stop = last + window;
     for (int64_t start = low > 0 ? low / BLOCK * BLOCK : 0; start < stop; start += BLOCK) {
@@ -222,37 +228,36 @@ static inline __attribute__((always_inline)) void NAME(attend_tile)(
         int is_whole = there == BLOCK && (!causal || start + BLOCK - 1 <= first) && last - start < window &&
                        start + BLOCK - 1 - first < window;
         for (int v = 0; v < vectors; v++)
-            if (there == BLOCK)
-                for (int c = 0; c < BLOCK; c++) lines[v][c] = NAME(read)(value + c * v_cell + v * LANES, size - v * LANES);
-            else
-                for (int c = 0; c < BLOCK; c++)
-                    lines[v][c] = c < there ? NAME(read)(value + c * v_cell + v * LANES, size - v * LANES) : (vec){0};
+            for (int c = 0; c < BLOCK; c++)
+                lines[v][c] = c < there ? NAME(read)(value + c * v_cell + v * LANES, size - v * LANES) : (vec){0};
 #ifdef PAIRS
         if (is_paired) pair_up((const bf16 *)key, k_cell, there, BLOCK, pairs, panel);
 #endif
+        for (int c = 0; c < BLOCK && !is_paired; c++)
+            for (int v = 0; v < vectors; v++)
+                *(vec *)(wide[c] + v * LANES) = c < there ? NAME(read)(key + c * k_cell + v * LANES, size - v * LANES) : (vec){0};
         for (int g = 0; g < shared; g++) {
             vec weights[BLOCK];
 #ifdef PAIRS
             if (is_paired) score_tile(panel, queries[g], pairs, weights);
-            else
 #endif
-                for (int c = 0; c < BLOCK; c++) {
-                    vec products[BLOCK];
-                    for (int i = 0; i < BLOCK; i++)
-                        products[i] = NAME(dot)(q + g * q_head + (i < num ? i : 0) * q_token,
-                                                key + (c < there ? c : 0) * k_cell, size);
-                    weights[c] = sums_of(products);
-                }
+            for (int c = 0; c < BLOCK && !is_paired; c += TOGETHER) {
+                vec parts[TOGETHER];
+                for (int i = 0; i < TOGETHER; i++) parts[i] = (vec){0};
+                for (int d = 0; d < size; d++)
+                    for (int i = 0; i < TOGETHER; i++) parts[i] += wide[c + i][d] * turned[g][d];
+                for (int i = 0; i < TOGETHER; i++) weights[c + i] = parts[i];
+            }
             for (int c = 0; c < BLOCK; c++) weights[c] *= scale;
             if (!is_whole) hide_cells(weights, first - start, there, causal, window);
             vec shrunk = take_weights(weights, &top[g], &total[g]);
             for (int v = 0; v < vectors; v++)
-                for (int half = 0; half < num; half += BLOCK / 2) {
-                    vec parts[BLOCK / 2];
-                    for (int i = 0; i < BLOCK / 2; i++) parts[i] = sums[g][v][half + i] * ((float *)&shrunk)[half + i];
+                for (int i = 0; i < num; i += TOGETHER) {
+                    vec parts[TOGETHER];
+                    for (int j = 0; j < TOGETHER; j++) parts[j] = sums[g][v][i + j] * ((float *)&shrunk)[i + j];
                     for (int c = 0; c < BLOCK; c++)
-                        for (int i = 0; i < BLOCK / 2; i++) parts[i] += ((float *)&weights[c])[half + i] * lines[v][c];
-                    for (int i = 0; i < BLOCK / 2; i++) sums[g][v][half + i] = parts[i];
+                        for (int j = 0; j < TOGETHER; j++) parts[j] += ((float *)&weights[c])[i + j] * lines[v][c];
+                    for (int j = 0; j < TOGETHER; j++) sums[g][v][i + j] = parts[j];
                 }
         }
     }
@@ -284,9 +289,11 @@ void NAME(attend_rows)(const TYPE *q, int64_t q_token, int64_t q_head, const TYP
         TYPE *to = out + (token * heads + head * shared) * size;
         int64_t first = row[2] - row[1] + from;
         int count = left < BLOCK ? (int)left : BLOCK;
-#define ATTEND(of_size)                                                                                              \
-    NAME(attend_tile)(query, q_token, q_head, key, value, k_cell, v_cell, cells + row[3], first, count, row[2], to, \
-                      heads * size, shared, of_size, scale, (int)causal, window)
+#define ATTEND(of_size)                                                                                                \
+    for (int i = 0; i < count; i += LANES)                                                                            \
+    NAME(attend_tile)(query + i * q_token, q_token, q_head, key, value, k_cell, v_cell, cells + row[3], first + i,    \
+                      count - i < LANES ? count - i : LANES, row[2], to + i * heads * size, heads * size, shared,     \
+                      of_size, scale, (int)causal, window)
         if (size == 64) ATTEND(64);
         else if (size == 32) ATTEND(32);
         else ATTEND((int)size);

@@ -12,16 +12,18 @@ from tests.bundles import answerer, classifier, save_bundle, summarizer
 from tests.homes import share_finds
 
 PORTABLE = {"x86_64": "-march=x86-64-v3", "aarch64": "-march=armv8-a"}
+NARROW = "-DLANES=4"  # the shortest vectors that the kernels know
 
 
-@pytest.fixture(scope="session", params=["native", "portable"])
+@pytest.fixture(scope="session", params=["native", "portable", "narrow"])
 def kernels(request, tmp_path_factory):
-    """The kernels as this processor runs them, and as an older one would."""
+    """The kernels as this processor runs them, and as older ones would."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "portable":
+        if request.param != "native":
             flags = [f for f in kernels_module._FLAGS if f != "-march=native"]
             own = PORTABLE.get(platform.machine(), "-O3")
-            patch.setattr(kernels_module, "_FLAGS", (*flags, own))
+            narrow = [NARROW] if request.param == "narrow" else []
+            patch.setattr(kernels_module, "_FLAGS", (*flags, own, *narrow))
         home = tmp_path_factory.mktemp("home")
         share_finds(home)
         loaded = load_kernels.__wrapped__(home)

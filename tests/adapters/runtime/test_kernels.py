@@ -1,5 +1,7 @@
 """The compiled kernels do what torch does, in fp32 and bf16, on any shape."""
 
+import platform
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -215,6 +217,19 @@ def test_a_compiler_may_have_arguments(tmp_path, monkeypatch):
         pytest.skip("no C compiler on this machine")
     monkeypatch.setenv("CC", "env cc")
     assert load_kernels.__wrapped__(tmp_path) is not None
+
+
+@pytest.mark.usefixtures("soon_compiled")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64's processors")
+@pytest.mark.parametrize("processor", ["native", "x86-64", "x86-64-v3", "skylake-avx512"])
+def test_vectors_are_no_wider_than_the_processors(tmp_path, monkeypatch, processor, caplog):
+    """A compiler takes wider ones apart, shuffles number by number: attention then runs at a fiftieth of the speed."""
+    if load_kernels() is None:
+        pytest.skip("no C compiler on this machine")
+    flags = [f for f in kernels_module._FLAGS if f != "-march=native"]
+    monkeypatch.setattr(kernels_module, "_FLAGS", (*flags, f"-march={processor}", "-Werror=psabi"))
+    load_kernels.__wrapped__(tmp_path)
+    assert "psabi" not in caplog.text
 
 
 def test_a_compiler_that_fails_is_no_error(tmp_path, monkeypatch, caplog):

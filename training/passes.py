@@ -14,8 +14,9 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.runtime.gradient_kernels import GradientKernels
-from adapters.runtime.pack import GROUP_FLOOR, GROUP_SPREAD, pack_rows
+from adapters.runtime.pack import pack_rows
 from adapters.runtime.padded import pad
+from adapters.runtime.spans import alike
 from adapters.tasks.base import Labelled
 from training.attention import KernelAttention
 
@@ -119,12 +120,8 @@ def _encode(backbone: Backbone, rows: Sequence[Sequence[int]]) -> tuple[Tensor, 
 
 def _alike(rows: Sequence[Labelled]) -> Iterator[Sequence[Labelled]]:
     """Yield neighbouring rows of similar length, which share a padded batch."""
-    first = 0
-    for i, row in enumerate(rows):
-        if len(row.token_ids) > max(GROUP_FLOOR, GROUP_SPREAD * len(rows[first].token_ids)):
-            yield rows[first:i]
-            first = i
-    yield rows[first:]
+    for first, stop in alike([len(row.token_ids) for row in rows]):
+        yield rows[first:stop]
 
 
 def _real(hidden_BLD: Tensor, lengths: Sequence[int]) -> list[Tensor]:

@@ -9,6 +9,7 @@ Shape letters: T tokens of the pack, H query heads, K key-value heads, D head si
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import AttentionInterface
 from adapters.runtime.cache import CacheView
 from adapters.runtime.kernels import Kernels
 from adapters.runtime.pack import Group, Pack
+from adapters.runtime.spans import Reads
 
 PACKED = "headstock_packed"
 # Beyond it torch's fused attention is faster in training, too, and weights of all pairs take much memory.
@@ -66,10 +68,9 @@ def packed_attention(
             query, key, value, pack, pack.kernels, layer, scale, causal, sliding_window
         )
         return out_THD[None], None
-    parts = []
+    parts: list[Tensor] = []
     if pack.cache is not None:
-        if pack.num_decoding:
-            parts.append(_attend_to_past(query[:, : pack.num_decoding], pack.cache, layer, scaling))
+        parts += _attend_to_past(query, pack.cache, layer, scaling)
         for (start, stop), cells in zip(pack.continued, pack.cache.continued, strict=True):
             parts.append(_attend_continued(query[:, start:stop], pack.cache, cells, layer, scaling))
     for group in pack.groups:
@@ -98,7 +99,8 @@ def _attend(
         keys_CKD, values_CKD = pack.cache.cache.keys[layer], pack.cache.cache.values[layer]
         if pack.num_decoding:
             query_BHD = query_HTD[:, : pack.num_decoding].transpose(0, 1)
-            kernels.attend(query_BHD, keys_CKD, values_CKD, pack.cache.reads, scale, out_THD)
+            (reads,) = pack.cache.reads
+            kernels.attend(query_BHD, keys_CKD, values_CKD, reads, scale, out_THD)
         if pack.cache.spans is not None:
             keys, values = keys_CKD.transpose(0, 1), values_CKD.transpose(0, 1)
             kernels.attend_rows(query_HTD, keys, values, pack.cache.spans, scale, out_THD)
@@ -117,9 +119,19 @@ def _attend(
 
 
 def _attend_to_past(
-    query_HBD: Tensor, view: CacheView, layer: int, scaling: float | None
+    query_HTD: Tensor, view: CacheView, layer: int, scaling: float | None
+) -> Iterator[Tensor]:
+    first = 0
+    for reads in view.reads:
+        stop = first + reads.num_rows
+        yield _attend_alike(query_HTD[:, first:stop], view, reads, layer, scaling)
+        first = stop
+
+
+def _attend_alike(
+    query_HBD: Tensor, view: CacheView, reads: Reads, layer: int, scaling: float | None
 ) -> Tensor:
-    query_BHD, reads = query_HBD.transpose(0, 1), view.reads
+    query_BHD = query_HBD.transpose(0, 1)
     num_rows, num_heads, size = query_BHD.shape
     assert reads.cells_BL is not None
     key_BKLD, value_BKLD = (x.transpose(1, 2) for x in view.read(layer, reads.cells_BL))

@@ -6,6 +6,7 @@ N blocks of the longest row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,16 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.runtime.kernels import Kernels
-from adapters.runtime.spans import BLOCK, Reads, Span, Spans, blocks_for, join_spans
+from adapters.runtime.spans import (
+    BLOCK,
+    PAST_FLOOR,
+    Reads,
+    Span,
+    Spans,
+    alike,
+    blocks_for,
+    join_spans,
+)
 
 
 class KeyValueCache:
@@ -135,14 +145,15 @@ def cells_of(extent: Extent, start: int | None = None) -> Tensor:
 class CacheView:
     """What one pass writes to the cache and reads from it.
 
-    ``write_tokens`` of the pack (None: all) go to ``write_cells``. ``reads`` is for decoding rows. Rows that go on with
-    several tokens are in ``spans`` for the kernel, or else ``continued`` holds all cells of each.
+    ``write_tokens`` of the pack (None: all) go to ``write_cells``. ``reads`` are for decoding rows, in their order: one
+    for the kernel, for torch one for each group of rows of similar past. Rows that go on with several tokens are in
+    ``spans`` for the kernel, or else ``continued`` holds all cells of each.
     """
 
     cache: KeyValueCache
     write_tokens: Tensor | None
     write_cells: Tensor
-    reads: Reads
+    reads: tuple[Reads, ...]
     continued: tuple[Tensor, ...] = ()
     spans: Spans | None = None
 
@@ -183,7 +194,7 @@ def view_cache(
         cache,
         None if len(write_cells) == start else torch.cat(tokens).to(device),
         write_cells,
-        _reads(cache, decoding),
+        tuple(_reads(cache, decoding)),
         () if by_kernel else tuple(cells_of(extent, 0).to(device) for extent in continuing),
         _spans(continuing, num_decoding) if by_kernel else None,
     )
@@ -199,21 +210,30 @@ def _spans(continuing: list[Extent], first: int) -> Spans | None:
     return join_spans(spans)
 
 
-def _reads(cache: KeyValueCache, decoding: list[Extent]) -> Reads:
-    if not decoding:
-        return Reads()
+def _reads(cache: KeyValueCache, decoding: list[Extent]) -> Iterator[Reads]:
     lengths = [extent.num_tokens for extent in decoding]
-    width = blocks_for(max(lengths))
-    table = [(e.blocks + [0] * width)[:width] for e in decoding]
-    if cache.kernels is not None:
-        return Reads(
-            torch.tensor(table, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32)
-        )
-    blocks_BN = torch.tensor(table, dtype=torch.long)
+    if cache.kernels is not None and decoding:
+        blocks_BN = _table(decoding, torch.int32)
+        yield Reads(len(decoding), blocks_BN, torch.tensor(lengths, dtype=torch.int32))
+    elif cache.kernels is None:
+        for first, stop in alike(lengths, PAST_FLOOR):
+            yield _padded_reads(cache, decoding[first:stop])
+
+
+def _table(decoding: list[Extent], dtype: torch.dtype) -> Tensor:
+    """Return ``[B, N]``, the blocks of each row."""
+    width = blocks_for(max(extent.num_tokens for extent in decoding))
+    return torch.tensor([(e.blocks + [0] * width)[:width] for e in decoding], dtype=dtype)
+
+
+def _padded_reads(cache: KeyValueCache, decoding: list[Extent]) -> Reads:
+    lengths = [extent.num_tokens for extent in decoding]
+    blocks_BN = _table(decoding, torch.long)
     cells_BL = (blocks_BN[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1)[:, : max(lengths)]
     mask_BL = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     # Padding reads the row's own first cell: a masked key weighs zero, but zero times another row's NaN,
     # or times memory never written, is NaN.
     cells_BL = torch.where(mask_BL, cells_BL, cells_BL[:, :1])
     device = cache.keys.device
-    return Reads(cells_BL=cells_BL.to(device), mask_B11L=mask_BL[:, None, None, :].to(device))
+    mask_B11L = mask_BL[:, None, None, :].to(device)
+    return Reads(len(decoding), cells_BL=cells_BL.to(device), mask_B11L=mask_B11L)

@@ -22,7 +22,7 @@ from adapters.runtime.active import Part
 from adapters.runtime.bank import Bank
 from adapters.runtime.cache import Extent, KeyValueCache, cells_of
 from adapters.runtime.forward import Pass
-from adapters.runtime.padded import adapters_of, by_length, pad, spans_of
+from adapters.runtime.padded import adapters_of, by_length, by_past, pad, spans_of
 from adapters.runtime.row_cache import row_cache, window, write_view
 
 
@@ -42,10 +42,9 @@ class EncoderDecoderForward:
         """Return the hidden states of each part: the decoder's newest for a row that generates, else the encoder's."""
         ordered: list[Part] = []
         hidden: list[Tensor] = []
-        decoding = [part for part in parts if part.active.num_done]
-        if decoding:
-            ordered += decoding
-            hidden += self._go_on(decoding)
+        for batch in by_past([part for part in parts if part.active.num_done]):
+            ordered += batch
+            hidden += self._go_on(batch)
         for batch in by_length([part for part in parts if not part.active.num_done]):
             ordered += batch
             hidden += self._begin(batch)

@@ -53,6 +53,8 @@ class PackedForward:
     def run(self, parts: Sequence[Part]) -> Pass:
         """Return the hidden states of each part; the rows' keys and values are then in the cache."""
         decoding = [p for p in parts if p.active.num_done and p.num_new == 1]
+        if self._kernels is None:  # torch pads what they read
+            decoding.sort(key=lambda part: part.active.num_done)
         continuing = [p for p in parts if p.active.num_done and p.num_new > 1]
         fresh = sorted((p for p in parts if not p.active.num_done), key=lambda p: p.num_new)
         ordered = [*decoding, *continuing, *fresh]

@@ -114,13 +114,13 @@ class DecodeGraphs:
         mask_BL = torch.arange(cells_BL.shape[1], device=device) < inputs_BX[:, _LENGTH, None]
         # As in `cache.py`: padding reads the row's own first cell, for a masked NaN is still a NaN.
         cells_BL = torch.where(mask_BL, cells_BL, cells_BL[:, :1])
-        reads = Reads(cells_BL=cells_BL, mask_B11L=mask_BL[:, None, None, :])
+        reads = Reads(num_rows, cells_BL=cells_BL, mask_B11L=mask_BL[:, None, None, :])
         pack = Pack(
             bounds=torch.arange(num_rows + 1, device=device),
             positions_T=inputs_BX[:, _POSITION],
             groups=(),
             num_decoding=num_rows,
-            cache=CacheView(self._cache, None, inputs_BX[:, _CELL], reads),
+            cache=CacheView(self._cache, None, inputs_BX[:, _CELL], (reads,)),
         )
         return self._backbone.hidden_states(inputs_BX[:, _TOKEN], pack)
 

@@ -14,11 +14,7 @@ from torch import Tensor
 
 from adapters.runtime.cache import CacheView
 from adapters.runtime.kernels import Kernels
-from adapters.runtime.spans import BLOCK, Span, Spans, join_spans
-
-# Attention pads each group to its longest row; a row up to this much longer than the shortest may join.
-GROUP_SPREAD = 1.5
-GROUP_FLOOR = 16
+from adapters.runtime.spans import BLOCK, Span, Spans, alike, join_spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +108,10 @@ def _fresh(borders: Sequence[int]) -> Spans | None:
 
 
 def _groups(lengths: Sequence[int], start: int, device: torch.device | str) -> list[Group]:
-    groups, first, token = [], 0, start
-    for i in range(1, len(lengths) + 1):
-        limit = max(GROUP_FLOOR, GROUP_SPREAD * lengths[first])
-        if i == len(lengths) or lengths[i] > limit:
-            groups.append(_group(lengths[first:i], token, device))
-            token, first = groups[-1].stop, i
+    groups: list[Group] = []
+    for first, stop in alike(lengths):
+        token = groups[-1].stop if groups else start
+        groups.append(_group(lengths[first:stop], token, device))
     return groups
 
 

@@ -1,7 +1,7 @@
 """Passes for models that can't take packed rows: rows side by side, padded, through the library's own attention.
 
-Correct first: rows that decode share a pass, new rows share one with rows of similar length, a row that goes on with
-several tokens has one of its own. Shape letters: B rows, Q new tokens of the longest row, D hidden size.
+Correct first: rows that decode share a pass with rows of similar past, new rows with rows of similar length, a row that
+goes on with several tokens has one of its own. Shape letters: B rows, Q new tokens of the longest row, D hidden size.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from adapters.runtime.active import Part
 from adapters.runtime.bank import Bank
 from adapters.runtime.cache import Extent, KeyValueCache, cells_of
 from adapters.runtime.forward import Pass
-from adapters.runtime.pack import GROUP_FLOOR, GROUP_SPREAD
 from adapters.runtime.route import Span
 from adapters.runtime.row_cache import row_cache, window, write_view
+from adapters.runtime.spans import PAST_FLOOR, alike
 
 
 class PaddedForward:
@@ -92,9 +92,7 @@ def _past(part: Part) -> Extent:
 
 def batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
     """Yield parts that may share a padded batch: no gap may come between a row's past and its new tokens."""
-    decoding = [part for part in parts if part.active.num_done and part.num_new == 1]
-    if decoding:
-        yield decoding
+    yield from by_past([part for part in parts if part.active.num_done and part.num_new == 1])
     for part in parts:
         if part.active.num_done and part.num_new > 1:
             yield [part]
@@ -103,14 +101,16 @@ def batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
 
 def by_length(parts: Sequence[Part]) -> Iterator[list[Part]]:
     """Yield new rows, those of similar length together, shortest first."""
-    batch: list[Part] = []
-    for part in sorted(parts, key=lambda part: part.num_new):
-        if batch and part.num_new > max(GROUP_FLOOR, GROUP_SPREAD * batch[0].num_new):
-            yield batch
-            batch = []
-        batch.append(part)
-    if batch:
-        yield batch
+    ordered = sorted(parts, key=lambda part: part.num_new)
+    for first, stop in alike([part.num_new for part in ordered]):
+        yield ordered[first:stop]
+
+
+def by_past(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Yield decoding rows, those of similar past together: all would read as much as the longest of them."""
+    ordered = sorted(parts, key=lambda part: part.active.num_done)
+    for first, stop in alike([part.active.num_done for part in ordered], PAST_FLOOR):
+        yield ordered[first:stop]
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

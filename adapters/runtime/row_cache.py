@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from adapters.runtime.cache import CacheView, Extent, KeyValueCache, cells_of
-from adapters.runtime.spans import Reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def write_view(cache: KeyValueCache, extents: Sequence[Extent], width: int) -> C
     device = cache.keys.device
     tokens = torch.cat([torch.arange(e.num_new) + i * width for i, e in kept])
     cells = torch.cat([cells_of(extent) for _, extent in kept])
-    return CacheView(cache, tokens.to(device), cells.to(device), Reads())
+    return CacheView(cache, tokens.to(device), cells.to(device), ())
 
 
 class RowLayer(CacheLayerMixin):

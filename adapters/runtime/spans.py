@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Rows that are padded to one length: those up to so many times as long as the shortest, or shorter than the floor.
+GROUP_SPREAD = 1.5
+GROUP_FLOOR = 16
+PAST_FLOOR = 64  # the floor of what decoding rows read: another pass costs more than it
 BLOCK = 16  # cells that the kernels take at a time, and that the cache hands out; kernels.c has the same number
 
 
@@ -21,6 +25,8 @@ class Reads:
     ``blocks_BN`` and ``lengths_B`` are int32 and serve the kernel; ``cells_BL`` and ``mask_B11L`` (which cells are
     real) serve torch. One pair is None.
     """
+
+    num_rows: int
 
     blocks_BN: Tensor | None = None
     lengths_B: Tensor | None = None
@@ -60,6 +66,16 @@ def join_spans(spans: Sequence[Span]) -> Spans | None:
         torch.tensor(cells, dtype=torch.int32),
         sum(blocks_for(span.num_new) for span in spans),
     )
+
+
+def alike(lengths: Sequence[int], floor: int = GROUP_FLOOR) -> list[tuple[int, int]]:
+    """Return ranges of ascending lengths: those that are padded together, to the longest of them."""
+    ranges, first = [], 0
+    for i in range(1, len(lengths) + 1):
+        if i == len(lengths) or lengths[i] > max(floor, GROUP_SPREAD * lengths[first]):
+            ranges.append((first, i))
+            first = i
+    return ranges
 
 
 def blocks_for(num_tokens: int) -> int:

@@ -77,7 +77,7 @@ def test_attention_to_the_past_equals_torchs(kernels, dtype, heads, kv_heads, si
     query = torch.randn(6, heads, size, generator=generator).to(dtype)
     blocks = torch.randperm(64, generator=generator)[: 6 * 7].view(6, 7).to(torch.int32)
     actual = torch.empty_like(query)
-    kernels.attend(query, keys, values, Reads(blocks, lengths), size**-0.5, actual)
+    kernels.attend(query, keys, values, Reads(len(lengths), blocks, lengths), size**-0.5, actual)
     for row, length in enumerate(lengths.tolist()):
         cells_L = (blocks[row].long()[:, None] * 16 + torch.arange(16)).flatten()[:length]
         key, value = (x[cells_L].float().transpose(0, 1)[None] for x in (keys, values))

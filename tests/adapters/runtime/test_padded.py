@@ -5,6 +5,7 @@ import torch
 
 from adapters.backbone import describe_backbone, load_backbone
 from adapters.errors import InvalidRequest
+from adapters.runtime import cache, encoder_decoder, padded
 from adapters.runtime.engine import Engine
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.pack import pack_rows
@@ -117,6 +118,50 @@ def test_rows_are_padded_on_the_right_and_told_apart_by_spans():
     assert ids.tolist() == [[5, 6], [7, 0]]
     assert mask.tolist() == [[True, True], [True, False]]
     assert spans_of([2, 1], 2) == [(0, 2), (2, 3)]
+
+
+def test_short_rows_do_not_read_as_much_as_a_long_one_beside_them(spec, monkeypatch):
+    """Time and memory of a step would grow with rows times the longest."""
+    assert cells_read(spec, False, monkeypatch) < 2 * 2 * (240 + 15 * 20)  # own and source
+
+
+def test_nor_do_packed_ones_by_torch_alone(decoder_spec, monkeypatch):
+    assert cells_read(decoder_spec, True, monkeypatch) < 2 * (240 + 15 * 20)
+
+
+def cells_read(spec, is_packed, monkeypatch):
+    """Return how many cells of the cache two steps read, of fifteen short rows beside a long one."""
+    backbone = load_backbone(spec, "float32", is_packed=is_packed)
+    engine = Engine(backbone, lambda digest: None, use_kernels=False)
+    for i, length in enumerate([240, *[9] * 15]):
+        engine.submit(Row(f"row-{i}", [5] * length, None, Generation(3, ())))
+    engine.step()
+    cells = note_cells(monkeypatch)
+    while not engine.is_idle:
+        engine.step()
+    assert cells
+    return sum(cells)
+
+
+def note_cells(monkeypatch):
+    """Return a list that takes the number of cells of each read of the cache."""
+    cells = []
+
+    def noting(real, name):
+        def note(*args, **kwargs):
+            read = real(*args, **kwargs)
+            cells.append(getattr(read, name).numel())
+            return read
+
+        return note
+
+    for module, function, name in (
+        (padded, "window", "cells_BP"),
+        (encoder_decoder, "window", "cells_BP"),
+        (cache, "_padded_reads", "cells_BL"),
+    ):
+        monkeypatch.setattr(module, function, noting(getattr(module, function), name))
+    return cells
 
 
 def test_rows_of_similar_length_share_a_batch():

@@ -25,6 +25,7 @@ class Scheduler:
         self._queues: OrderedDict[str | None, deque[Row]] = OrderedDict()
         self._service: dict[str | None, int] = {}
         self._refused: set[str | None] = set()
+        self._served: set[str | None] = set()  # in this step
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
@@ -107,7 +108,7 @@ class Scheduler:
         if running:
             return running.popleft()
         queue = self._queues.get(adapter)
-        if not queue or (step.parts and step.room < min(BLOCK, len(queue[0].token_ids))):
+        if not queue or (step.has_prompt and step.room < min(BLOCK, len(queue[0].token_ids))):
             return None
         active = admit(queue[0])
         if active is None:
@@ -125,21 +126,23 @@ class Scheduler:
     def _level(self, running: Sequence[Active]) -> None:
         """Let newcomers start level with the adapter served least, and forget those that have no rows.
 
-        An adapter whose rows could not be let in, as while it loads, counts as new: it must not slow the others down.
+        An adapter of which no row could be let in, as while it loads, counts as new: it must not slow the others down.
         """
         active = {a.row.adapter for a in running}
         live: dict[str | None, None] = dict.fromkeys(
             [*(a.row.adapter for a in running), *self._queues]
         )
-        for adapter in self._refused - active:
+        for adapter in self._refused - self._served - active:
             self._service.pop(adapter, None)
         self._refused.clear()
+        self._served.clear()
         known = [self._service[a] for a in live if a in self._service]
         floor = min(known, default=0)
         self._service = {a: self._service.get(a, floor) - floor for a in live}
 
     def _charge(self, adapter: str | None, num_tokens: int) -> None:
         self._service[adapter] += num_tokens
+        self._served.add(adapter)
 
     def _pop(self, adapter: str | None) -> None:
         queue = self._queues[adapter]
@@ -169,24 +172,26 @@ class _Step:
     def __init__(self, room: int) -> None:
         self.room = room
         self.parts: list[Part] = []
-        self._has_prompt = False
+        self.has_prompt = False
 
     def share(self, active: Active, room: int) -> int:
         """Return how many of a row's tokens go in; a part of a prompt is worth it from a block on.
 
-        One row that can't be divided may go beyond the room, or it would wait for as long as others generate.
+        One row that can't be divided, or one such part, may go beyond the room, or it would wait for as long as others
+        generate.
         """
         if active.num_pending <= room:
             return active.num_pending
-        if not active.is_divisible:
-            return 0 if self._has_prompt else active.num_pending
-        if room < BLOCK:
+        if self.has_prompt and (room < BLOCK or not active.is_divisible):
             return 0
+        if not active.is_divisible:
+            return active.num_pending
+        room = min(max(room, BLOCK), active.num_pending)
         # Not all but one: a single token goes the way of decoding, whose last bits differ from a prompt's.
         return room - 1 if active.num_pending == room + 1 else room
 
     def take(self, active: Active, num_new: int) -> int:
         self.parts.append(Part(active, num_new))
-        self._has_prompt = self._has_prompt or not active.is_decoding
+        self.has_prompt = self.has_prompt or not active.is_decoding
         self.room -= num_new
         return num_new

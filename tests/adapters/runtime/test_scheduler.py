@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,3 +152,27 @@ def test_an_adapter_that_waits_for_its_weights_does_not_shorten_the_steps():
     budget = Budget(step=1000, chunk=64, fair=16)
     for _ in range(20):
         assert len(scheduler.plan(running, budget, lambda r: None)) == 60
+
+
+def test_an_adapter_that_was_served_before_it_was_refused_is_not_new():
+    """Rows that end at once leave nothing running by which their adapter would be known."""
+    scheduler = scheduler_with([row(f"a{i}", "a", 40, new=1) for i in range(50)])
+    generating = Active(row("b", "b", 4, new=99), [0], num_done=4, generated=[7])
+    sizes = []
+    for _ in range(7):
+        places = iter([True])  # one a step
+        parts = scheduler.plan(
+            [generating],
+            Budget(1000, 100, 20),
+            lambda each, places=places: admit(each) if next(places, False) else None,
+        )
+        sizes.append(sum(part.num_new for part in parts))
+    assert sizes == [41] * 6 + [20]
+
+
+@pytest.mark.parametrize("room", [2, 8, 15])
+def test_a_prompt_goes_on_however_little_room_steps_have(room):
+    scheduler = scheduler_with([row("long", "a", 60, new=1)])
+    generating = Active(row("b", "b", 4, new=99), [0], num_done=4, generated=[7])
+    parts = scheduler.plan([generating], Budget(room, 256, room), admit)
+    assert {part.active.row.row_id: part.num_new for part in parts} == {"b": 1, "long": 16}

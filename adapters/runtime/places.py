@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from adapters.runtime.active import Active, Part
 from adapters.runtime.cache import KeyValueCache
 from adapters.runtime.limits import EngineLimits
-from adapters.runtime.prefix import PrefixIndex, chain_keys
+from adapters.runtime.prefix import PrefixIndex
 from adapters.runtime.rows import Row
 from adapters.runtime.spans import BLOCK, blocks_for
 
@@ -69,9 +69,7 @@ class Places:
     def _reserve(self, row: Row, is_newcomer: bool) -> Active | None:
         assert self._cache is not None
         assert self.prefix is not None
-        keys = (
-            chain_keys(row.adapter, row.token_ids) if row.generation and self.prefix.is_on else []
-        )
+        keys = self.prefix.keys_of(row.adapter, row.token_ids) if row.generation else []
         match = self.prefix.match(keys)
         if match.is_growing:
             return None  # a running row is computing what this one would compute again
@@ -99,12 +97,15 @@ class Places:
                 even what stands before the bad token may be spoiled, and would be for every row that begins alike.
         """
         active = part.active
+        num_before = min(active.num_done // BLOCK, len(active.keys))
         active.num_done += part.num_new
         if self.prefix is not None and not is_sound:
             self.prefix.withdraw(active.keys, active.blocks)
             active.keys = []
-        if self.prefix is not None and active.keys:
-            self.prefix.publish(active.keys[: active.num_done // BLOCK], active.blocks)
+        done = active.keys[: active.num_done // BLOCK]
+        # Only when a block has been filled: a row that decodes must not pass for one that asks for its prompt anew.
+        if self.prefix is not None and len(done) > num_before:
+            self.prefix.publish(done, active.blocks)
 
     def give_back(self, active: Active) -> None:
         if self._cache is not None and active.blocks:

@@ -42,6 +42,9 @@ def chain_keys(adapter: str | None, token_ids: Sequence[int]) -> list[bytes]:
 class PrefixIndex:
     """Finds blocks by chain key; keeps those that no row holds any more within a bound, oldest out first.
 
+    A block is of no use without all that stands before it, so a chain is touched from its end to its beginning: the
+    end goes first.
+
     Args:
         size_bytes: bound of the blocks that are kept for later rows; 0 turns sharing off.
     """
@@ -56,12 +59,12 @@ class PrefixIndex:
         self.num_hits = 0  # tokens that were not computed again
 
     @property
-    def is_on(self) -> bool:
-        return self._max_kept > 0
-
-    @property
     def num_kept(self) -> int:
         return len(self._blocks)
+
+    def keys_of(self, adapter: str | None, token_ids: Sequence[int]) -> list[bytes]:
+        """Return the keys of a prompt's blocks that can be kept; one longer than the bound keeps its beginning."""
+        return chain_keys(adapter, token_ids)[: self._max_kept] if self._max_kept else []
 
     def match(self, keys: Sequence[bytes]) -> Match:
         """Return the longest known beginning; nothing is held by asking."""
@@ -73,7 +76,7 @@ class PrefixIndex:
         """Hold matched blocks for a row; the caller gives them to the cache's `release`."""
         self._cache.share(blocks)
         self.num_hits += len(blocks) * BLOCK
-        for key in keys[: len(blocks)]:
+        for key in reversed(keys[: len(blocks)]):
             self._blocks.move_to_end(key)
 
     def announce(self, keys: Sequence[bytes], blocks: Sequence[int]) -> None:
@@ -83,13 +86,13 @@ class PrefixIndex:
                 self._pending.setdefault(key, block)
 
     def publish(self, keys: Sequence[bytes], blocks: Sequence[int]) -> None:
-        """Take in blocks that have been computed."""
-        for key, block in zip(keys, blocks, strict=False):
-            if self._pending.get(key) == block:
-                del self._pending[key]
+        """Take in a chain that has been computed, from its first block on."""
+        self.withdraw(keys, blocks)
+        for key, block in reversed(list(zip(keys, blocks, strict=False))):
             if key not in self._blocks:
                 self._cache.share([block])
                 self._blocks[key] = block
+            self._blocks.move_to_end(key)
         self.shrink_to(self._max_kept)
 
     def withdraw(self, keys: Sequence[bytes], blocks: Sequence[int]) -> None:

@@ -170,3 +170,63 @@ def test_a_flood_on_one_adapter_leaves_a_place_for_another(decoder_spec):
         running.append(active)
     assert len(running) == 6
     assert isinstance(places.take(Row("y", [1], "b", Generation(8, ())), running), Active)
+
+
+def small_places(num_blocks, kept_blocks):
+    cache = KeyValueCache(1, 1, 1, size_bytes=num_blocks * 2 * 4 * BLOCK, dtype=torch.float32)
+    return Places(cache, EngineLimits(prefix_bytes=kept_blocks * cache.block_bytes))
+
+
+def prompt(context, num_blocks):
+    return [context] * (num_blocks * BLOCK) + [99, 99]
+
+
+def begin(places, ids, num_new=1):
+    """Let a row in and compute its prompt; return it and how many of its tokens were there already."""
+    active = places.take(Row("row", ids, None, Generation(num_new, ())), [])
+    num_known = active.num_done
+    places.computed(Part(active, active.num_pending), True)
+    return active, num_known
+
+
+def ask(places, ids):
+    """Answer a row that writes one token; return how many tokens of its prompt were there already."""
+    active, num_known = begin(places, ids)
+    places.give_back(active)
+    return num_known
+
+
+@pytest.mark.parametrize("kept_blocks", [10, 9, 4])
+def test_of_a_context_longer_than_the_bound_the_beginning_is_kept(kept_blocks):
+    places = small_places(40, kept_blocks)
+    assert ask(places, prompt(1, 10)) == 0
+    assert [ask(places, prompt(1, 10)) for _ in range(3)] == [kept_blocks * BLOCK] * 3
+
+
+def test_the_ends_of_chains_make_room_before_their_beginnings():
+    places = small_places(10, 8)
+    ask(places, prompt(1, 4))
+    ask(places, prompt(2, 4))
+    assert ask(places, prompt(3, 2)) == 0
+    assert ask(places, prompt(1, 2)) == 2 * BLOCK
+    begin(places, prompt(4, 3))  # the cache itself is full now
+    assert ask(places, prompt(1, 1)) == BLOCK
+
+
+def test_a_row_that_decodes_pushes_nothing_out():
+    places = small_places(40, 6)
+    active, _ = begin(places, prompt(1, 10), num_new=9 * BLOCK)
+    ask(places, prompt(2, 3))
+    for _ in range(8 * BLOCK):
+        active.generated.append(5)
+        places.computed(Part(active, 1), True)
+        assert ask(places, prompt(2, 3)) == 3 * BLOCK
+
+
+def test_a_prompt_in_parts_keeps_its_beginning_before_its_end():
+    places = small_places(40, 6)
+    active = places.take(Row("row", prompt(1, 5), None, Generation(1, ())), [])
+    for num_new in (2 * BLOCK, 2 * BLOCK, BLOCK + 2):
+        places.computed(Part(active, num_new), True)
+    ask(places, prompt(2, 3))
+    assert ask(places, prompt(1, 5)) == 3 * BLOCK

@@ -60,6 +60,8 @@ class Places:
         if self._cache is None or not self._keeps(row):
             return Active(row)
         assert self.prefix is not None
+        if row.row_id == self._waiter:
+            self._claim(row, self._waiter_blocks)  # its turn stays its own, whatever it lacks now
         holders = [active.row.adapter for active in running if active.blocks]
         is_newcomer = row.adapter not in holders
         if len(holders) >= self._max_running - (0 if is_newcomer else self._max_running // SPARE):
@@ -79,15 +81,21 @@ class Places:
         if self._waiter not in (None, row.row_id):
             spare += self._waiter_blocks
         if self._cache.num_free_blocks + self.prefix.num_evictable(match) < needed + spare:
-            if self._next_waiter is None:
-                self._next_waiter, self._next_waiter_blocks = row.row_id, needed
+            self._claim(row, needed)
             return None
+        if self._next_waiter == row.row_id:
+            self._next_waiter = None
         self.prefix.use(keys, match.blocks)
         self.prefix.make_room(needed + spare)
         blocks = match.blocks + self._cache.reserve(needed)
         self.prefix.announce(keys, blocks)
         num_done = len(match.blocks) * BLOCK
         return Active(row, blocks, keys, num_done, is_whole=not self._is_causal)
+
+    def _claim(self, row: Row, num_blocks: int) -> None:
+        """Keep blocks in the next step for a row that found too few: the first in this step, or the one from before."""
+        if self._next_waiter is None or row.row_id == self._waiter:
+            self._next_waiter, self._next_waiter_blocks = row.row_id, num_blocks
 
     def computed(self, part: Part, is_sound: bool) -> None:
         """Note that a part has been through the backbone; its full blocks can be read by others now.

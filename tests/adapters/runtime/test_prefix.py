@@ -230,3 +230,33 @@ def test_a_prompt_in_parts_keeps_its_beginning_before_its_end():
         places.computed(Part(active, num_new), True)
     ask(places, prompt(2, 3))
     assert ask(places, prompt(1, 5)) == 3 * BLOCK
+
+
+def generating(name, num_blocks):
+    """A row of an adapter of its own that needs so many blocks."""
+    return Row(name, [5] * 8, name, Generation(num_blocks * BLOCK - 8, ()))
+
+
+def test_a_row_that_waits_for_blocks_keeps_its_turn_while_all_places_are_taken():
+    cache = KeyValueCache(1, 1, 1, size_bytes=8 * 2 * 4 * BLOCK, dtype=torch.float32)
+    places = Places(cache, EngineLimits(max_running=2, prefix_bytes=0))
+    running = [places.take(generating("a", 3), [])]
+    assert places.take(generating("big", 6), running) is None
+    running.append(places.take(generating("b", 2), running))
+    places.begin_step()
+    assert places.take(generating("big", 6), running) is None  # there is no place
+    places.give_back(running.pop(0))
+    places.begin_step()
+    assert places.take(generating("c", 2), running) is None
+    assert places.take(generating("big", 6), running) is not None
+
+
+def test_a_row_that_waits_for_blocks_keeps_its_turn_when_another_asks_before_it():
+    cache = KeyValueCache(1, 1, 1, size_bytes=8 * 2 * 4 * BLOCK, dtype=torch.float32)
+    places = Places(cache, EngineLimits(prefix_bytes=0))
+    running = [places.take(generating("a", 3), [])]
+    assert places.take(generating("big", 6), running) is None
+    for name in ("b", "c"):
+        places.begin_step()
+        assert places.take(generating(name, 2), running) is None
+        assert places.take(generating("big", 6), running) is None

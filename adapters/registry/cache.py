@@ -61,18 +61,13 @@ class BundleCache:
 
     def make_room(self) -> None:
         """Remove half of what is here, for a disk that is full before the bound is reached."""
-        held = sum(_size(folder) for folder in self._root.iterdir() if folder.is_dir())
-        self._make_room(held // 2)
+        self._make_room(sum(size for _, size, _ in self._held()) // 2)
 
     def _make_room(self, max_bytes: int) -> None:
         self._remove_leftovers()
-        found = []
-        for folder in self._root.iterdir():
-            if not folder.name.startswith("."):
-                with suppress(FileNotFoundError):  # another process has removed it
-                    found.append((folder.stat().st_mtime, _size(folder), folder.name))
+        found = self._held()
         left = sum(size for _, size, _ in found)
-        for _, size, digest in sorted(found):
+        for _, size, digest in found:
             if left <= max_bytes:
                 return
             with suppress(FileNotFoundError):
@@ -80,6 +75,15 @@ class BundleCache:
                     continue
             self.remove(digest)
             left -= size
+
+    def _held(self) -> list[tuple[float, int, str]]:
+        """Return each bundle's time, bytes and digest, those not asked for the longest first."""
+        found = []
+        for folder in self._root.iterdir():
+            if not folder.name.startswith("."):
+                with suppress(FileNotFoundError):  # another process or thread has removed it
+                    found.append((folder.stat().st_mtime, _size(folder), folder.name))
+        return sorted(found)
 
     def _remove_leftovers(self) -> None:
         """Remove what a process that was killed left half downloaded."""

@@ -46,7 +46,7 @@ class Engine:
     """Runs rows in steps; each step takes running rows on and lets new rows in.
 
     Args:
-        fetch: gives the folder of a bundle by digest; called on a thread of its own.
+        fetch: gives the folder of a bundle by digest; called on threads of its own, several at once.
         decode: text of token ids, to find stop strings; rows with stop strings are refused without it.
         use_kernels: run compiled kernels where they can be had, rather than torch alone.
     """

@@ -1,11 +1,13 @@
-"""Brings adapters in: from disk to host memory on a thread of its own, from there to the bank between steps."""
+"""Brings adapters in: fetched on threads that wait, read on one that computes, put into the bank between steps."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -18,13 +20,17 @@ from adapters.runtime.weights import AdapterWeights, prepare_weights, weights_by
 
 logger = logging.getLogger(__name__)
 MAX_LOADS = 8  # bundles being read at once, or waiting to be
+SLOW_SECONDS = (
+    10.0  # after which a bundle gives up its turn: a store that hangs must not keep others out
+)
+_MAX_THREADS = 32  # bundles being read at once, slow ones included
 
 
 class Tiers:
     """Answers whether an adapter can take rows now, and if not, sees to it that it soon can.
 
     Args:
-        fetch: gives the folder of a bundle by digest; called on the loader's thread.
+        fetch: gives the folder of a bundle by digest; called on a thread of its own, which must not compute.
     """
 
     def __init__(
@@ -35,7 +41,7 @@ class Tiers:
         self._host = host
         self._fetch = fetch
         self._loader = _start_loader()
-        self._loads: dict[str, Future[AdapterWeights]] = {}
+        self._loads: dict[str, _Load] = {}
         self._warming: dict[str, None] = {}  # to be read when nothing else is, first come first
         self._ready: dict[str, AdapterWeights] = {}  # read, and waiting for their first row
         self._blocked: dict[str, int] = {}  # found no place in the last step: bytes they need
@@ -86,9 +92,7 @@ class Tiers:
                 # Every place is in use. Those used longest ago get no new rows until this one is in.
                 self._ending.update(self._bank.must_end(size_bytes))
         self._blocked = {}
-        for digest in list(self._warming)[
-            : max(0, MAX_LOADS - len(self._loads) - len(self._ready))
-        ]:
+        for digest in list(self._warming)[: max(0, self._num_turns)]:
             del self._warming[digest]
             self.load(digest)
         for digest in self._pinned:
@@ -121,11 +125,10 @@ class Tiers:
 
     def load(self, digest: str) -> None:
         """Have a bundle read into host memory, if it is not there and few others are being read."""
-        num_held = len(self._loads) + len(
-            self._ready
-        )  # what is read and finds no place is bounded too
-        if digest not in self._loads and digest not in self._host and num_held < MAX_LOADS:
-            self._loads[digest] = self._loader.submit(self._read, digest)
+        if digest not in self._loads and digest not in self._host and self._num_turns > 0:
+            self._loads[digest] = load = _Load()
+            # Of all threads, Python waits for those of an executor at its end, and a fetch may take minutes.
+            Thread(target=self._bring, args=(digest, load), daemon=True).start()
 
     def wait(self, timeout_seconds: float | None = None) -> None:
         """Block until a bundle has been read."""
@@ -135,11 +138,35 @@ class Tiers:
     def close(self) -> None:
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, digest: str) -> AdapterWeights:
-        bundle = load_bundle(self._fetch(digest), self._backbone.spec)
+    @property
+    def _num_turns(self) -> int:
+        """How many more bundles may be read now; those read that find no place are bounded, too."""
+        held = sum(not load.is_slow for load in self._loads.values()) + len(self._ready)
+        return min(MAX_LOADS - held, _MAX_THREADS - len(self._loads))
+
+    def _bring(self, digest: str, load: _Load) -> None:
+        try:
+            load.set_result(self._loader.submit(self._read, self._fetch(digest)).result())
+        except Exception as error:
+            load.set_exception(error)
+
+    def _read(self, folder: Path) -> AdapterWeights:
+        bundle = load_bundle(folder, self._backbone.spec)
         self._bank.check_size(weights_bytes(bundle, self._backbone.dtype))
         spec = self._backbone.spec
         return prepare_weights(bundle, self._backbone.dtype, spec.hidden_size, self._bank.names)
+
+
+class _Load(Future[AdapterWeights]):
+    """A bundle being read, and since when."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = time.monotonic()
+
+    @property
+    def is_slow(self) -> bool:
+        return time.monotonic() - self._began >= SLOW_SECONDS
 
 
 def _start_loader() -> ThreadPoolExecutor:

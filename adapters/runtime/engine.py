@@ -155,7 +155,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Tell whether stepping would do nothing: no rows, and no adapter on its way in."""
-        return not (self.num_rows or self._tiers.is_loading)
+        return not (self.num_rows or self._tiers.is_loading or self._tiers.is_pinning)
 
     def warm(self, digest: str) -> None:
         """Have an adapter read into host memory before anybody asks for it."""
@@ -179,10 +179,9 @@ class Engine:
         """Block until a bundle is read, if the last step found nothing else to do."""
         if self._is_stalled and self._tiers.is_loading:
             self._tiers.wait(timeout_seconds)
-        elif self._is_stalled and self.num_rows:
-            time.sleep(
-                _STALLED_SECONDS
-            )  # rows wait for a place, and only time or a cancel makes one
+        elif self._is_stalled and not self.is_idle:
+            # Rows wait for a place, which only time or a cancel makes, or a pinned adapter for its turn.
+            time.sleep(_STALLED_SECONDS)
 
     def close(self) -> None:
         """Stop loading and give the backbone its own layers back."""

@@ -47,11 +47,16 @@ class Tiers:
         self._blocked: dict[str, int] = {}  # found no place in the last step: bytes they need
         self._ending: set[str] = set()
         self._failed: dict[str, HeadstockError] = {}
-        self._pinned: set[str] = set()
+        self._pinned: dict[str, None] = {}  # first come first
 
     @property
     def is_loading(self) -> bool:
         return bool(self._loads or self._warming)
+
+    @property
+    def is_pinning(self) -> bool:
+        """Tell whether a pinned adapter is still to be brought in; while others are read, it may have no turn."""
+        return any(digest not in self._bank for digest in self._pinned)
 
     def warm(self, digest: str) -> None:
         """Have a bundle read into host memory in its turn."""
@@ -59,7 +64,10 @@ class Tiers:
 
     def pin(self, digest: str, *, pinned: bool) -> None:
         """Keep an adapter in the bank, brought there as soon as it can be, or no longer."""
-        (self._pinned.add if pinned else self._pinned.discard)(digest)
+        if pinned:
+            self._pinned[digest] = None
+        else:
+            self._pinned.pop(digest, None)
         if digest in self._bank:
             self._bank.pin(digest, pinned=pinned)
 
@@ -78,16 +86,16 @@ class Tiers:
                     self._host.put(digest, self._ready[digest])
                 except Exception as error:
                     failed[digest] = _load_error(error)
-        for digest in failed.keys() & self._pinned:
+        for digest in failed.keys() & self._pinned.keys():
             logger.warning("Pinned adapter %s: %s", digest, failed[digest])
-            self._pinned.discard(digest)
-        still = set(wanted) | self._pinned
+            del self._pinned[digest]
+        still = {*wanted, *self._pinned}
         self._ready = {d: w for d, w in self._ready.items() if d in still}
         self._ending = set()
         for digest, size_bytes in self._blocked.items():
             if not self._bank.fits_beside_pins(size_bytes):
                 failed[digest] = _no_room()
-                self._pinned.discard(digest)
+                self._pinned.pop(digest, None)
             elif digest in still:
                 # Every place is in use. Those used longest ago get no new rows until this one is in.
                 self._ending.update(self._bank.must_end(size_bytes))
@@ -96,8 +104,8 @@ class Tiers:
             del self._warming[digest]
             self.load(digest)
         for digest in self._pinned:
-            if digest not in self._bank and self.is_open(digest):
-                self._bank.pin(digest, pinned=True)
+            if digest not in self._bank:
+                self.is_open(digest)
         return failed
 
     def is_open(self, digest: str | None) -> bool:
@@ -119,6 +127,7 @@ class Tiers:
         self._ready.pop(digest, None)
         try:
             self._bank.install(digest, weights)
+            self._bank.pin(digest, pinned=digest in self._pinned)
         except Exception as error:
             self._failed[digest] = _load_error(error)
         return digest in self._bank

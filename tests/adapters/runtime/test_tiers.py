@@ -68,6 +68,10 @@ def answer(engine, row):
     raise AssertionError("it was never answered")
 
 
+def is_pinned(engine, name):
+    return name in engine._bank and engine._bank._residents[name].is_pinned
+
+
 def test_a_slow_fetch_keeps_no_other_adapter_out(decoder_spec, decoder_tokenizer, store_with):
     store = store_with("many")
     engine = engine_on(decoder_spec, store)
@@ -98,3 +102,18 @@ def test_fetches_that_take_long_give_up_their_turns(
     step_until(engine, lambda: len(store.threads) == tiers.MAX_LOADS)
     monkeypatch.setattr(tiers, "SLOW_SECONDS", 0.0)
     assert answer(engine, rows_of(decoder_tokenizer, ["two"])[0]).error is None
+
+
+@pytest.mark.parametrize("names", [("two", "many"), ("many", "two")])
+def test_more_adapters_are_pinned_than_are_read_at_once(
+    decoder_spec, store_with, monkeypatch, names
+):
+    monkeypatch.setattr(tiers, "MAX_LOADS", 1)
+    store = store_with(*names)
+    engine = engine_on(decoder_spec, store)
+    for name in names:
+        engine.pin(name, pinned=True)
+        engine.step()
+    store.go_on()
+    step_until(engine, lambda: engine.is_idle)
+    assert all(is_pinned(engine, name) for name in names)

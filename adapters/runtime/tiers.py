@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Thread
@@ -20,9 +21,9 @@ from adapters.runtime.weights import AdapterWeights, prepare_weights, weights_by
 
 logger = logging.getLogger(__name__)
 MAX_LOADS = 8  # bundles being read at once, or waiting to be
-SLOW_SECONDS = (
-    10.0  # after which a bundle gives up its turn: a store that hangs must not keep others out
-)
+# After which a bundle gives up its turn: a store that hangs must not keep out what lies on this machine's disk.
+SLOW_SECONDS = 10.0
+RETRY_SECONDS = 5.0  # between two tries to bring in a pinned adapter while its store is away
 _MAX_THREADS = 32  # bundles being read at once, slow ones included
 
 
@@ -47,7 +48,8 @@ class Tiers:
         self._blocked: dict[str, int] = {}  # found no place in the last step: bytes they need
         self._ending: set[str] = set()
         self._failed: dict[str, HeadstockError] = {}
-        self._pinned: dict[str, None] = {}  # first come first
+        # First come first; when each may be brought in: later while its store is away, never while it has no room.
+        self._pinned: dict[str, float] = {}
 
     @property
     def is_loading(self) -> bool:
@@ -55,8 +57,8 @@ class Tiers:
 
     @property
     def is_pinning(self) -> bool:
-        """Tell whether a pinned adapter is still to be brought in; while others are read, it may have no turn."""
-        return any(digest not in self._bank for digest in self._pinned)
+        """Tell whether a pinned adapter is still to be brought in: it may have no turn, or its store may be away."""
+        return any(d not in self._bank and when < math.inf for d, when in self._pinned.items())
 
     def warm(self, digest: str) -> None:
         """Have a bundle read into host memory in its turn."""
@@ -65,9 +67,11 @@ class Tiers:
     def pin(self, digest: str, *, pinned: bool) -> None:
         """Keep an adapter in the bank, brought there as soon as it can be, or no longer."""
         if pinned:
-            self._pinned[digest] = None
+            self._pinned.setdefault(digest, 0.0)
         else:
             self._pinned.pop(digest, None)
+        # There may be room now for those that had none.
+        self._pinned = dict.fromkeys(self._pinned, 0.0)
         if digest in self._bank:
             self._bank.pin(digest, pinned=pinned)
 
@@ -77,7 +81,24 @@ class Tiers:
         Args:
             wanted: adapters with waiting rows.
         """
-        failed, self._failed = self._failed, {}
+        failed, self._failed = self._failed | self._take_in(), {}
+        for digest in failed.keys() & self._pinned.keys():
+            self._pin_failed(digest, failed[digest])
+        due = [digest for digest, when in self._pinned.items() if when <= time.monotonic()]
+        still = {*wanted, *due}
+        self._ready = {d: w for d, w in self._ready.items() if d in still}
+        failed |= self._make_places(still)
+        for digest in list(self._warming)[: max(0, self._num_turns)]:
+            del self._warming[digest]
+            self.load(digest)
+        for digest in due:
+            if digest not in self._bank:
+                self.is_open(digest)
+        return failed
+
+    def _take_in(self) -> dict[str, HeadstockError]:
+        """Take in what has been read; return what could not be."""
+        failed = {}
         for digest, load in list(self._loads.items()):
             if load.done():
                 del self._loads[digest]
@@ -86,27 +107,32 @@ class Tiers:
                     self._host.put(digest, self._ready[digest])
                 except Exception as error:
                     failed[digest] = _load_error(error)
-        for digest in failed.keys() & self._pinned.keys():
-            logger.warning("Pinned adapter %s: %s", digest, failed[digest])
-            del self._pinned[digest]
-        still = {*wanted, *self._pinned}
-        self._ready = {d: w for d, w in self._ready.items() if d in still}
+        return failed
+
+    def _make_places(self, still: Collection[str | None]) -> dict[str, HeadstockError]:
+        """Have adapters end for those that found no place in the last step; return those that can't have one."""
+        failed: dict[str, HeadstockError] = {}
         self._ending = set()
         for digest, size_bytes in self._blocked.items():
             if not self._bank.fits_beside_pins(size_bytes):
                 failed[digest] = _no_room()
-                self._pinned.pop(digest, None)
+                if self._pinned.get(digest, math.inf) < math.inf:
+                    logger.warning("Pinned adapter %s: %s", digest, failed[digest])
+                    self._pinned[digest] = math.inf
             elif digest in still:
                 # Every place is in use. Those used longest ago get no new rows until this one is in.
                 self._ending.update(self._bank.must_end(size_bytes))
         self._blocked = {}
-        for digest in list(self._warming)[: max(0, self._num_turns)]:
-            del self._warming[digest]
-            self.load(digest)
-        for digest in self._pinned:
-            if digest not in self._bank:
-                self.is_open(digest)
         return failed
+
+    def _pin_failed(self, digest: str, error: HeadstockError) -> None:
+        """Try again after a pause if the store is at fault; a bundle that is will not get better."""
+        if isinstance(error, StorageFull | Unavailable):
+            logger.warning("Pinned adapter %s is tried again: %s", digest, error)
+            self._pinned[digest] = time.monotonic() + RETRY_SECONDS
+        else:
+            logger.warning("Adapter %s is not pinned any more: %s", digest, error)
+            del self._pinned[digest]
 
     def is_open(self, digest: str | None) -> bool:
         """Tell whether an adapter can take a new row; install it now if it is in host memory, else have it read.

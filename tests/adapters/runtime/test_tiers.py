@@ -5,8 +5,10 @@ import threading
 import pytest
 
 from adapters.backbone import load_backbone
+from adapters.errors import StorageFull, Unavailable
 from adapters.runtime import tiers
 from adapters.runtime.engine import Engine
+from adapters.runtime.limits import EngineLimits
 from tests.rows import rows_of
 
 
@@ -18,11 +20,16 @@ class Store:
         self._hanging = hanging
         self._is_open = threading.Event()
         self.threads = {}
+        self.num_fetches = 0
+        self.error = None
 
     def fetch(self, name):
+        self.num_fetches += 1
         self.threads[name] = threading.current_thread()
         if name in self._hanging:
             self._is_open.wait()
+        if self.error is not None:
+            raise self.error
         return self._folder / name
 
     def go_on(self):
@@ -42,8 +49,9 @@ def store_with(bundles):
         store.go_on()
 
 
-def engine_on(spec, store):
-    return Engine(load_backbone(spec, "float32"), store.fetch, use_kernels=False)
+def engine_on(spec, store, **limits):
+    limits = EngineLimits(**limits)
+    return Engine(load_backbone(spec, "float32"), store.fetch, limits, use_kernels=False)
 
 
 def step_until(engine, condition):
@@ -102,6 +110,58 @@ def test_fetches_that_take_long_give_up_their_turns(
     step_until(engine, lambda: len(store.threads) == tiers.MAX_LOADS)
     monkeypatch.setattr(tiers, "SLOW_SECONDS", 0.0)
     assert answer(engine, rows_of(decoder_tokenizer, ["two"])[0]).error is None
+
+
+@pytest.mark.parametrize("error", [Unavailable("It is away."), StorageFull("It is full.")])
+def test_a_pin_outlasts_a_store_that_is_away(decoder_spec, store_with, monkeypatch, caplog, error):
+    monkeypatch.setattr(tiers, "RETRY_SECONDS", 0.0)
+    store = store_with()
+    engine = engine_on(decoder_spec, store)
+    store.error = error
+    engine.pin("two", pinned=True)
+    step_until(engine, lambda: store.num_fetches == 3)
+    assert error.message in caplog.text
+    store.error = None
+    step_until(engine, lambda: engine.is_idle)
+    assert is_pinned(engine, "two")
+
+
+def test_a_store_that_is_away_is_not_asked_for_a_pin_without_a_pause(decoder_spec, store_with):
+    store = store_with()
+    engine = engine_on(decoder_spec, store)
+    store.error = Unavailable("It is away.")
+    engine.pin("two", pinned=True)
+    step_until(engine, lambda: store.num_fetches and not engine._tiers.is_loading)
+    for _ in range(20):
+        engine.step()
+    assert store.num_fetches == 1
+    assert not engine.is_idle  # it will be asked again
+
+
+def test_a_pinned_adapter_that_a_row_brings_in_during_the_pause_is_pinned(
+    decoder_spec, decoder_tokenizer, store_with
+):
+    store = store_with()
+    engine = engine_on(decoder_spec, store)
+    store.error = Unavailable("It is away.")
+    engine.pin("two", pinned=True)
+    step_until(engine, lambda: store.num_fetches and not engine._tiers.is_loading)
+    store.error = None
+    answer(engine, rows_of(decoder_tokenizer, ["two"])[0])
+    assert is_pinned(engine, "two")
+    assert engine.is_idle
+
+
+def test_a_pin_without_a_place_beside_others_waits_for_one(decoder_spec, store_with, caplog):
+    engine = engine_on(decoder_spec, store_with(), bank_slots=1)
+    engine.pin("two", pinned=True)
+    step_until(engine, lambda: engine.is_idle)
+    engine.pin("many", pinned=True)
+    step_until(engine, lambda: engine.is_idle)
+    assert caplog.text.count("many: The adapter finds no place") == 1
+    engine.pin("two", pinned=False)
+    step_until(engine, lambda: engine.is_idle)
+    assert is_pinned(engine, "many")
 
 
 @pytest.mark.parametrize("names", [("two", "many"), ("many", "two")])

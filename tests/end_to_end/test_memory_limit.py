@@ -12,7 +12,7 @@ from tests.servers import Callers, running_server, wait_until
 from tests.tiny import save_backbone
 
 LIMIT = 1000 * 2**20  # the server takes half of it without a row
-# 128 KiB of keys and values a token: 16 rows of 450 tokens take 0.9 GB.
+# 128 KiB of keys and values a token: 16 rows of 450 tokens take 0.9 GB, if no two begin alike.
 WIDE = {
     "hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8,
     "head_dim": 256, "max_position_embeddings": 2048,
@@ -52,17 +52,19 @@ def times_killed(group):
 def test_a_flood_under_a_memory_limit_is_answered_and_never_killed(tmp_path):
     backbone = save_backbone(tmp_path / "wide", "llama", **WIDE)
     save_bundle(tmp_path / "bundle", describe_backbone(backbone), summarizer())
-    new = {"max_new_tokens": 40}
+    new = {"max_new_tokens": 12}
     settings = {"cache_bytes": 4 * 2**30, "dtype": "float32"}
-    inputs = ["The warm sun sleeps. " * 60] * 8
-    call = {"adapter": "summary", "inputs": inputs, "parameters": new}
+    settings |= {"step_tokens": 2048, "chunk_tokens": 2048}  # all rows run at once, if they may
+    inputs = [f"{letter} " + "the warm sun sleeps. " * 60 for letter in "abcdefghijklmnop"]
+    call = {"adapter": "summary", "parameters": new}
     with (
         memory_group(LIMIT) as group,
         running_server(tmp_path / "home", str(backbone), group=group, **settings) as (client, _),
     ):
         client.create_version("summary", tmp_path / "bundle")
         callers = Callers(client)
-        answers = [future.result() for future in [callers.post(call) for _ in range(2)]]
+        posted = [callers.post({**call, "inputs": half}) for half in (inputs[:8], inputs[8:])]
+        answers = [future.result() for future in posted]
         assert [answer.status_code for answer in answers] == [200] * 2
         assert client.is_healthy()
         assert times_killed(group) == 0

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from adapters.errors import InvalidRequest
+from adapters.validation import shown
 
 DEFAULT_NAMESPACE = "default"
 DEFAULT_ALIAS = "production"
@@ -46,7 +47,7 @@ def parse_reference(text: str, home: str = DEFAULT_NAMESPACE) -> Reference:
     check_name(name, what="adapter reference", whole=text)
     if colon and not re.fullmatch(r"[1-9][0-9]{0,8}", number):
         raise InvalidRequest(
-            f"'{text}' is not an adapter reference: '{number}' is no version number. "
+            f"{shown(text)} is not an adapter reference: {shown(number)} is no version number. "
             "Write name, name@alias or name:version, such as 'tickets:3'.",
             param="adapter",
         )
@@ -57,6 +58,7 @@ def check_name(name: str, *, what: str, whole: str | None = None) -> str:
     """Return ``name`` if it may name an adapter, alias or namespace; raise `InvalidRequest` if not."""
     if not _NAME.fullmatch(name):
         raise InvalidRequest(
-            f"'{whole or name}' is not a valid {what}: a name has {NAME_RULE}.", param="adapter"
+            f"{shown(whole or name)} is not a valid {what}: a name has {NAME_RULE}.",
+            param="adapter",
         )
     return name

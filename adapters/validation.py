@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 _MAX_SHOWN = 60
+_MOST_KEYS = 20
 # What pydantic puts behind a field that may be of several types: which of them it tried.
 _UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]|function-\w+\[.*\]")
 
@@ -16,11 +17,11 @@ _UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]|function-\w+\[.*\]")
 def first_problem(error: ValidationError) -> tuple[str, str]:
     """Return a sentence about the first thing that is wrong, and the path of the field."""
     problem = error.errors(include_url=False)[0]
-    parts = [str(part) for part in problem["loc"]]
+    parts = [cut(str(part)) for part in problem["loc"]]
     path = printable(".".join(part for part in parts if not _UNION_MEMBER.fullmatch(part)))
     if problem["type"] == "missing":
-        found = problem["input"]
-        keys = ", ".join(f"'{key}'" for key in found) if isinstance(found, dict) else ""
+        found = problem["input"] if isinstance(problem["input"], dict) else {}
+        keys = listed([cut(str(key)) for key in found], _MOST_KEYS)
         return printable(f"no field '{path}'. Fields found: {keys or 'none'}."), path
     if problem["type"] == "extra_forbidden":
         return f"unknown field '{path}'. Leave it out, or check its spelling.", path
@@ -40,8 +41,12 @@ def listed(names: Sequence[str], limit: int = 8) -> str:
 
 def shown(value: Any) -> str:
     """Return a value in quotes, cut if it is long."""
-    text = str(value)
-    return f"'{text[:_MAX_SHOWN]}…'" if len(text) > _MAX_SHOWN else f"'{text}'"
+    return f"'{cut(str(value))}'"
+
+
+def cut(text: str, limit: int = _MAX_SHOWN) -> str:
+    """Return text, or the beginning of one that is longer than ``limit``."""
+    return f"{text[:limit]}…" if len(text) > limit else text
 
 
 def printable(text: str) -> str:

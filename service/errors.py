@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from adapters.errors import HeadstockError, StorageFull
+from adapters.errors import HeadstockError, InvalidRequest, StorageFull
 from adapters.storage import is_full
-from adapters.validation import first_problem, printable
+from adapters.validation import cut, first_problem, printable
 
 STATUS = {
     "invalid_request": 400,
@@ -34,12 +34,17 @@ STATUS = {
 }
 
 RETRIED = ("overloaded", "unavailable")  # nothing was done: the same request may be sent again
+_MOST_MESSAGE, _MOST_PARAM = 4000, 200  # characters
 
 
 def error_body(error: HeadstockError) -> dict[str, Any]:
-    """Return ``{"code", "message", "param"}``."""
-    param = None if error.param is None else printable(error.param)
-    return {"code": error.code, "message": printable(error.message), "param": param}
+    """Return ``{"code", "message", "param"}``, bounded: a call may have one for each of its rows."""
+    param = None if error.param is None else printable(cut(error.param, _MOST_PARAM))
+    return {
+        "code": error.code,
+        "message": printable(cut(error.message, _MOST_MESSAGE)),
+        "param": param,
+    }
 
 
 def status_of(error: HeadstockError) -> int:
@@ -79,8 +84,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _body(_: Request, error: RequestValidationError) -> JSONResponse:
         message, path = first_problem(_as_pydantic(error))
-        body = {"code": "invalid_request", "message": f"In the request, {message}", "param": path}
-        return JSONResponse({"error": body}, 400)
+        return error_response(InvalidRequest(f"In the request, {message}", param=path))
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:

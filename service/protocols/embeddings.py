@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapters.errors import HeadstockError, InvalidRequest
 from adapters.runtime.rows import RowResult
 from adapters.tasks.base import Pooling
+from adapters.validation import shown
 
 
 class EmbeddingsBody(BaseModel):
@@ -41,7 +42,7 @@ def texts_of(body: EmbeddingsBody, max_rows: int) -> list[str]:
         )
     for i, text in enumerate(texts):
         if not text.strip():
-            raise InvalidRequest(f"Input {i} is '{text}'. Send some text.", param=f"input.{i}")
+            raise InvalidRequest(f"Input {i} is {shown(text)}. Send some text.", param=f"input.{i}")
     return texts
 
 

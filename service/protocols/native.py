@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.errors import HeadstockError, InvalidRequest
 from service.errors import error_body, error_response
+
+# No task has as many; each row gets a copy, and a list of all that is wrong with them.
+MOST_PARAMETERS = 64
+Parameters = Annotated[dict[str, Any], Field(max_length=MOST_PARAMETERS)]
 
 
 class PredictItem(BaseModel):
@@ -19,7 +23,7 @@ class PredictItem(BaseModel):
 
     adapter: str = Field(description="name, name@alias or name:version")
     input: Any = Field(description="the task's request object, or its text as a string")
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Parameters = Field(default_factory=dict)
 
 
 class PredictBody(BaseModel):
@@ -29,8 +33,8 @@ class PredictBody(BaseModel):
 
     adapter: str | None = None
     inputs: Any = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    requests: list[PredictItem] | None = None
+    parameters: Parameters = Field(default_factory=dict)
+    requests: list[PredictItem] | None = Field(None, fail_fast=True)
     timeout_seconds: float | None = Field(
         None,
         gt=0,

@@ -13,6 +13,7 @@ from adapters.errors import HeadstockError, NotFound
 from adapters.runtime.rows import Row
 from adapters.tasks.base import Pooling, Prompt, fit_prompt
 from adapters.tokenizer import Tokenizer
+from adapters.validation import shown
 from service.calls import EngineCalls
 from service.protocols import embeddings
 from service.routes.predict import unless_gone
@@ -51,7 +52,7 @@ def embeddings_router(
         calls.check_open()
         if body.model != backbone.name:
             raise NotFound(
-                f"No model '{body.model}' for embeddings; they are of the backbone, '{backbone.name}'.",
+                f"No model {shown(body.model)} for embeddings; they are of the backbone, '{backbone.name}'.",
                 param="model",
             )
         texts = embeddings.texts_of(body, settings.max_rows_per_call)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from adapters.errors import InvalidRequest
 from adapters.reference import Reference, check_name, parse_reference
+from adapters.validation import shown
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
 references = (
@@ -33,7 +34,7 @@ def test_a_text_either_is_the_reference_it_parses_to_or_is_refused_by_name(text)
         assert outcome == text.removeprefix("default/")
     else:
         assert outcome.param == "adapter"
-        assert f"'{text}'" in outcome.message
+        assert shown(text) in outcome.message
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,13 @@ def test_a_text_that_is_no_reference_is_refused(text):
 def test_a_bad_version_number_is_answered_with_how_to_write_one():
     with pytest.raises(InvalidRequest, match=r"'zero' is no version number.*tickets:3"):
         parse_reference("tickets:zero")
+
+
+@pytest.mark.parametrize("text", ["a" * 10**6, "a@" + "b" * 10**6, "a:" + "1" * 10**6])
+def test_a_long_text_is_refused_by_its_beginning(text):
+    with pytest.raises(InvalidRequest, match=f"'{text[:60]}…' is not") as caught:
+        parse_reference(text)
+    assert len(caught.value.message) < 400
 
 
 def test_a_name_may_have_64_characters_and_no_more():

@@ -112,6 +112,21 @@ def test_a_body_that_is_not_json_is_refused(client):
     assert "not JSON" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"adapter": "a" * 10**6},
+        {"adapter": "labels", "parameters": {"a" * 10**6: 1}},
+        {"adapter": "labels", "parameters": {"truncate": "a" * 10**6}},
+    ],
+)
+def test_what_all_rows_share_and_is_wrong_is_not_repeated_at_length(client, wrong):
+    response = client._http.post("/v1/predict", json={**wrong, "inputs": ["x"] * 256})
+    assert response.status_code == 400
+    assert len(response.json()["predictions"]) == 256
+    assert len(response.content) < 2**18
+
+
 def test_a_bad_row_fails_alone(client):
     answers = client.predict("labels", ["good", "", "x" * 5000, "bad"])
     assert ["error" in answer for answer in answers] == [False, True, True, False]

@@ -63,6 +63,7 @@ def test_a_call_may_be_as_large_as_the_limit():
     assert len(items({"adapter": "x", "inputs": list("abcd")})) == 4
 
 
+ONE = {"adapter": "x", "inputs": "a"}
 REQUESTS = [{"adapter": "y", "input": "z"}]
 
 
@@ -138,6 +139,38 @@ def test_a_timeout_out_of_range_is_refused_with_its_value(seconds):
     with pytest.raises(ValidationError) as caught:
         PredictBody.model_validate({"adapter": "x", "inputs": "a", "timeout_seconds": seconds})
     assert f"'{seconds}'" in first_problem(caught.value)[0]
+
+
+@pytest.mark.parametrize("body", [{"x" * 10**6: 1}, {f"{i}" * 10**5: 1 for i in range(50)}])
+def test_what_is_wrong_with_a_body_is_told_in_few_words_however_long_it_is(body):
+    for model in (PredictBody, task_class("text-classification").Request):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate(body)
+        message, path = first_problem(caught.value)
+        assert len(message) < 2000
+        assert len(path) < 100
+
+
+def test_an_error_is_sent_at_a_bounded_length():
+    _, body, _ = shown([GOOD, InvalidRequest("x" * 10**6, param="y" * 10**6)])
+    error = body["predictions"][1]["error"]
+    assert error["message"] == "x" * 4000 + "…"
+    assert error["param"] == "y" * 200 + "…"
+
+
+def test_more_parameters_than_any_task_has_are_refused():
+    with pytest.raises(ValidationError) as caught:
+        PredictBody.model_validate({**ONE, "parameters": {f"p{i}": 1 for i in range(65)}})
+    message, path = first_problem(caught.value)
+    assert "at most 64 items" in message
+    assert path == "parameters"
+
+
+def test_of_many_wrong_requests_the_first_is_told():
+    with pytest.raises(ValidationError) as caught:
+        PredictBody.model_validate({"requests": [*REQUESTS, 1, 2]})
+    assert caught.value.error_count() == 1
+    assert first_problem(caught.value)[1] == "requests.1"
 
 
 @pytest.mark.parametrize("row", [r'{"text": "\ud800"}', r'{"text": "a", "\udfff": 1}'])

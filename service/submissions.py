@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from adapters.errors import Conflict, InvalidRequest, TooLarge
 from adapters.reference import check_name
@@ -19,6 +19,7 @@ from adapters.registry.registry import Registry
 from adapters.validation import first_problem
 from service.access.callers import Caller
 from service.archives import unpack
+from service.bodies import Body
 from service.jobs.queue import JobQueue
 from service.jobs.states import Status
 from service.settings import Settings
@@ -29,7 +30,7 @@ from service.uploads import is_json, receive
 _MOST_JSON = 2**16
 
 
-class Target(BaseModel):
+class Target(Body):
     """What a version is to be called: from the URL or, in a form, its fields."""
 
     model_config = ConfigDict(extra="forbid")
@@ -53,7 +54,7 @@ class Source(Target):
         return self
 
 
-Body = TypeVar("Body", bound=Target)
+TargetType = TypeVar("TargetType", bound=Target)
 
 
 class Submissions:
@@ -124,7 +125,7 @@ async def _read_json(request: Request) -> dict[str, Any]:
     return fields
 
 
-def _check(model: type[Body], fields: dict[str, Any]) -> Body:
+def _check(model: type[TargetType], fields: dict[str, Any]) -> TargetType:
     try:
         target = model.model_validate(fields)
     except ValidationError as error:

@@ -11,6 +11,7 @@ from adapters.dtype import DtypeName
 from adapters.errors import InvalidRequest
 from adapters.reference import DEFAULT_ALIAS, check_name
 from adapters.validation import first_problem
+from service.bodies import Body
 from training.contract import DataSettings, FitSettings, LoraSettings, RunConfig
 
 LauncherName = Literal["process", "container", "ray", "kubernetes"]
@@ -91,8 +92,10 @@ class Register(Strict):
             raise ValueError(error.message) from error
 
 
-class JobOrder(Strict):
+class JobOrder(Body):
     """An order to train an adapter."""
+
+    model_config = ConfigDict(extra="forbid")
 
     model: str = Field(min_length=1, max_length=300)
     training_file: str

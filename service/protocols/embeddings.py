@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from adapters.errors import HeadstockError, InvalidRequest
 from adapters.runtime.rows import RowResult
 from adapters.tasks.base import Pooling
 from adapters.validation import shown
+from service.bodies import Body
 
 
-class EmbeddingsBody(BaseModel):
+class EmbeddingsBody(Body):
     """OpenAI's body; ``pooling`` and ``truncate`` are ours."""
 
     model_config = ConfigDict(extra="forbid")

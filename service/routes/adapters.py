@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from adapters.reference import Reference, check_name
 from adapters.registry.records import Adapter, Alias, Version
 from adapters.registry.registry import Registry
 from service.access.callers import Who
+from service.bodies import Body
 from service.submissions import Submissions
 from service.threads import in_slow_thread
 
@@ -23,7 +24,7 @@ Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-class NotesBody(BaseModel):
+class NotesBody(Body):
     model_config = ConfigDict(extra="forbid")
 
     note: str | None = None

@@ -15,6 +15,7 @@ from adapters.registry.promotion import Promotion, Rule
 from adapters.registry.records import Alias
 from adapters.registry.registry import Registry
 from service.access.callers import Who
+from service.bodies import Body
 from service.routes.adapters import MAX_VERSION, alias_body
 
 IfMatch = Annotated[str | None, Header()]
@@ -30,7 +31,7 @@ class RuleBody(BaseModel):
         return Rule(self.metric, self.min_gain)
 
 
-class AliasBody(BaseModel):
+class AliasBody(Body):
     model_config = ConfigDict(extra="forbid")
 
     version: int = Field(ge=1, le=MAX_VERSION)

@@ -9,18 +9,18 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel
 
 from adapters.errors import Conflict, NotFound
 from adapters.reference import check_name
 from adapters.registry.registry import Registry
 from service.access.callers import Caller, Who
+from service.bodies import Body
 from service.settings import Settings
 from service.sources import fetch_source
 from service.threads import in_slow_thread
 
 
-class LoadBody(BaseModel):
+class LoadBody(Body):
     """What vLLM's ``/v1/load_lora_adapter`` takes; other fields that its builds carry are ignored."""
 
     lora_name: str
@@ -28,7 +28,7 @@ class LoadBody(BaseModel):
     load_inplace: bool = False
 
 
-class UnloadBody(BaseModel):
+class UnloadBody(Body):
     lora_name: str
 
 

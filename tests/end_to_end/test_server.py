@@ -1,6 +1,7 @@
 """One real server on a tiny backbone: predictions, bad input, uploads, and a swap under load."""
 
 import base64
+import json
 import struct
 import threading
 
@@ -10,6 +11,9 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModel, AutoTokenizer
 
+from tests.jobs import write_films
+
+JSON = {"Content-Type": "application/json"}
 QUESTION = {"question": "Who wrote it?", "context": "Ada Lovelace wrote the first program in 1843."}
 
 
@@ -105,9 +109,7 @@ def test_bad_input_gets_its_status_code_message_and_param(
 
 
 def test_a_body_that_is_not_json_is_refused(client):
-    response = client._http.post(
-        "/v1/predict", content=b"{no", headers={"Content-Type": "application/json"}
-    )
+    response = client._http.post("/v1/predict", content=b"{no", headers=JSON)
     assert response.status_code == 400
     assert "not JSON" in response.json()["error"]["message"]
 
@@ -164,6 +166,35 @@ def test_answers_do_not_depend_on_who_else_asks(client):
     assert [found[text] for text in texts] == pytest.approx(alone, abs=1e-4)
 
 
+HALF = "\ud800"
+
+
+def test_half_a_surrogate_pair_is_refused_and_no_listing_breaks(client, tmp_path):
+    with write_films(tmp_path / "films.jsonl").open("rb") as films:
+        file = client._http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": films})
+    order = {"model": "tiny-llama", "training_file": file.json()["id"]}
+    for method, path, body, param in (
+        ("POST", "/v1/fine_tuning/jobs", {**order, "metadata": {"a": HALF}}, "metadata.a"),
+        ("POST", "/v1/fine_tuning/jobs", {**order, "training_file": HALF}, "training_file"),
+        ("PATCH", "/v1/adapters/labels/versions/1", {"tags": {"a": HALF}}, "tags.a"),
+        ("POST", "/v1/embeddings", {"model": "tiny-llama", "input": HALF}, "input"),
+        ("POST", "/v1/adapters", {"name": "a", "job": HALF}, "job"),
+    ):
+        response = client._http.request(method, path, content=json.dumps(body), headers=JSON)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    for path in ("/v1/fine_tuning/jobs", "/v1/adapters/labels/versions"):
+        assert client._http.get(path).status_code == 200
+
+
+def test_half_a_surrogate_pair_in_a_row_is_that_row_s_fault(client):
+    body = {"adapter": "labels", "inputs": ["good", HALF, {"text": "a", "text_pair": HALF}]}
+    response = client._http.post("/v1/predict", content=json.dumps(body), headers=JSON)
+    assert response.status_code == 200
+    good, *bad = response.json()["predictions"]
+    assert good["label"]
+    assert [each["error"]["code"] for each in bad] == ["invalid_request"] * 2
+
+
 def test_a_client_that_goes_away_takes_its_rows_along(client):
     url = client._http.base_url
     body = {
@@ -190,7 +221,7 @@ def test_a_client_that_goes_away_takes_its_rows_along(client):
             {
                 "method": "POST",
                 "content": rb'{"adapter": "\ud800", "inputs": "x"}',
-                "headers": {"Content-Type": "application/json"},
+                "headers": JSON,
             },
             400,
         ),

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 
 from adapters.errors import Forbidden, HeadstockError, Unauthorized
 from service.access.callers import CALLER_KEY, Caller
-from service.access.keys import Key, Keys
+from service.access.keys import MOST_SECRET, Key, Keys
 from service.errors import error_response
 from service.threads import in_quick_thread
 
@@ -57,6 +57,10 @@ class Guard:
         return key
 
     async def _find(self, secret: str) -> Key | None:
+        if (
+            len(secret) > MOST_SECRET
+        ):  # none of ours; remembered, it would take as much room as anybody likes
+            return None
         key, seen_at = self._seen.get(secret, (None, -_REMEMBERED_SECONDS))
         if time.monotonic() - seen_at < _REMEMBERED_SECONDS:
             return key

@@ -20,6 +20,7 @@ from service.access.tables import KeyTable
 
 Scope = Literal["predict", "adapters:write", "jobs", "admin"]
 SCOPES: tuple[str, ...] = get_args(Scope)
+MOST_SECRET = 128  # characters, twice as many as there are in ours
 _PREFIX = "hs"
 _MOST_DAYS = 3650
 

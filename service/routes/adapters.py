@@ -19,9 +19,8 @@ from service.threads import in_slow_thread
 
 MAX_VERSION = 10**9
 Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
-
-
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Before = Annotated[int | None, Query(ge=1, le=MAX_VERSION)]
 
 
 class NotesBody(Body):
@@ -81,7 +80,7 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
 
     @router.get("/{name}/versions")
     async def list_versions(
-        name: str, who: Who, limit: Limit = 100, before: Annotated[int | None, Query(ge=1)] = None
+        name: str, who: Who, limit: Limit = 100, before: Before = None
     ) -> dict[str, Any]:
         """List the newest versions, or the newest ``before`` a number; oldest of them first."""
         found = await asyncio.to_thread(

@@ -14,11 +14,13 @@ from adapters.errors import InvalidRequest
 from adapters.registry.promotion import Promotion, Rule
 from adapters.registry.records import Alias
 from adapters.registry.registry import Registry
+from adapters.validation import shown
 from service.access.callers import Who
 from service.bodies import Body
 from service.routes.adapters import MAX_VERSION, alias_body
 
 IfMatch = Annotated[str | None, Header()]
+_MOST_DIGITS = 18  # of a revision
 
 
 class RuleBody(BaseModel):
@@ -119,9 +121,9 @@ def _revision(if_match: str | None) -> int | None:
     if if_match is None:
         return None
     text = if_match.strip().strip('"')
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
         raise InvalidRequest(
-            f"If-Match is '{if_match}'; send the ETag that the alias came with, such as \"3\".",
+            f'If-Match is {shown(if_match)}; send the ETag that the alias came with, such as "3".',
             param="if-match",
         )
     return int(text)

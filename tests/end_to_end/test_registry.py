@@ -137,7 +137,8 @@ def test_lists_come_in_pages(client, bundles):
     assert ([v["version"] for v in newest["versions"]], newest["has_more"]) == ([2], True)
     older = client._http.get(path, params={"limit": 1, "before": 2}).json()
     assert ([v["version"] for v in older["versions"]], older["has_more"]) == ([1], False)
-    assert client._http.get(path, params={"limit": 0}).status_code == 400
+    for wrong in ({"limit": 0}, {"limit": 10**30}, {"before": 0}, {"before": 10**30}):
+        assert client._http.get(path, params=wrong).status_code == 400
 
 
 def test_aliases_move_with_if_match(client, bundles):
@@ -149,10 +150,10 @@ def test_aliases_move_with_if_match(client, bundles):
     with pytest.raises(ClientError) as caught:
         client.set_alias("moving", "production", 2, if_revision=first["revision"] + 1)
     assert caught.value.status == 409
-    response = client._http.put(
-        "/v1/adapters/moving/aliases/production", json={"version": 2}, headers={"If-Match": "x"}
-    )
-    assert response.status_code == 400
+    path = "/v1/adapters/moving/aliases/production"
+    for wrong in ("x", "1" * 5000):
+        response = client._http.put(path, json={"version": 2}, headers={"If-Match": wrong})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "if-match")
     assert client.predict("moving", "x")[0]["version"] == 1
     assert client.get_adapter("moving")["aliases"]["production"]["version"] == 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from adapters.errors import HeadstockError, InvalidRequest, StorageFull
 from adapters.storage import is_full
-from adapters.validation import cut, first_problem, printable
+from adapters.validation import cut, first_problem, printable, shown
 
 STATUS = {
     "invalid_request": 400,
@@ -35,6 +37,7 @@ STATUS = {
 
 RETRIED = ("overloaded", "unavailable")  # nothing was done: the same request may be sent again
 _MOST_MESSAGE, _MOST_PARAM = 4000, 200  # characters
+_REST_SHOWN = 20  # of a body, from where it is no JSON
 
 
 def error_body(error: HeadstockError) -> dict[str, Any]:
@@ -82,12 +85,13 @@ def add_error_handlers(app: FastAPI) -> None:
         )
 
     @app.exception_handler(RequestValidationError)
-    async def _body(_: Request, error: RequestValidationError) -> JSONResponse:
-        message, path = first_problem(_as_pydantic(error))
-        return error_response(InvalidRequest(f"In the request, {message}", param=path))
+    async def _body(request: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(_body_problem(request, error) or _field_problem(error))
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, ValueError | RecursionError):  # from reading the body
+            return error_response(unreadable(error.__cause__))
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         body = {
             "code": code,
@@ -97,17 +101,56 @@ def add_error_handlers(app: FastAPI) -> None:
         return JSONResponse({"error": body}, error.status_code, error.headers)
 
 
-def _as_pydantic(error: RequestValidationError) -> ValidationError:
-    details: list[Any] = [
-        {
-            "type": "value_error" if item["type"] == "json_invalid" else item["type"],
-            # FastAPI puts where the value came from first: body, query, path.
-            "loc": item["loc"][1:],
-            "input": item.get("input"),
-            "ctx": {"error": "the body is not JSON"}
-            if item["type"] == "json_invalid"
-            else item.get("ctx", {}),
-        }
-        for item in error.errors()
-    ]
-    return ValidationError.from_exception_data("request", details)
+def unreadable(error: Exception) -> InvalidRequest:
+    """Return what to tell about a body that ``json.loads`` raised a ValueError or RecursionError for."""
+    if isinstance(error, json.JSONDecodeError):
+        begin, rest = error.doc[: error.pos], error.doc[error.pos :]
+        at = len(begin.encode("utf-8", "surrogatepass"))
+        where = f"before {shown(rest[:_REST_SHOWN])}" if rest else "its end"
+        return InvalidRequest(f"The body is not JSON at byte {at}, {where}: {error.msg}.")
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidRequest(
+            f"The body is not {error.encoding} at byte {error.start}: {error.reason}. Send UTF-8."
+        )
+    if isinstance(error, RecursionError):
+        return InvalidRequest(
+            "The body's lists and objects are nested too deeply. Send it flatter."
+        )
+    most = sys.get_int_max_str_digits()
+    return InvalidRequest(
+        f"The body has a number of more than '{most}' digits. Send a shorter one."
+    )
+
+
+def _body_problem(request: Request, error: RequestValidationError) -> InvalidRequest | None:
+    """Return what is wrong with a body as a whole; None if it is a field."""
+    if isinstance(error.__cause__, json.JSONDecodeError):
+        return unreadable(error.__cause__)
+    problem = error.errors()[0]
+    if tuple(problem["loc"]) != ("body",):
+        return None
+    if problem["type"] == "missing":
+        return InvalidRequest("The body is empty. Send a JSON object; /docs shows its fields.")
+    if isinstance(error.body, bytes):  # FastAPI parses only what says that it is JSON
+        kind = request.headers.get("content-type", "")
+        return InvalidRequest(
+            f"Content-Type is {shown(kind)}; send 'application/json'.", param="content-type"
+        )
+    if problem["type"] == "model_attributes_type":
+        return InvalidRequest(
+            f"The body is {shown(error.body)}; send a JSON object. /docs shows its fields."
+        )
+    return None
+
+
+def _field_problem(error: RequestValidationError) -> InvalidRequest:
+    problem = error.errors()[0]
+    details: Any = {
+        "type": problem["type"],
+        # FastAPI puts where the value came from first: body, query, path.
+        "loc": problem["loc"][1:],
+        "input": problem.get("input"),
+        "ctx": problem.get("ctx", {}),
+    }
+    message, path = first_problem(ValidationError.from_exception_data("request", [details]))
+    return InvalidRequest(f"In the request, {message}", param=path or None)

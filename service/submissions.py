@@ -20,6 +20,7 @@ from adapters.validation import first_problem
 from service.access.callers import Caller
 from service.archives import unpack
 from service.bodies import Body
+from service.errors import unreadable
 from service.jobs.queue import JobQueue
 from service.jobs.states import Status
 from service.settings import Settings
@@ -119,7 +120,7 @@ async def _read_json(request: Request) -> dict[str, Any]:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not JSON: {error}.") from error
+        raise unreadable(error) from error
     if not isinstance(fields, dict):
         raise InvalidRequest('The body must be an object: {"name": …, "url": …}.')
     return fields

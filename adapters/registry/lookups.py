@@ -8,6 +8,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from adapters.errors import NotFound
+from adapters.reference import Reference
 from adapters.registry.records import Adapter, Alias
 from adapters.registry.tables import AdapterTable, AliasTable, VersionTable
 
@@ -48,8 +49,11 @@ def find_adapter(session: Session, namespace: str, name: str) -> AdapterTable:
     adapter = session.scalar(live_adapters(namespace).where(AdapterTable.name == name))
     if adapter is None:
         rows = session.scalars(live_adapters(namespace).limit(_MOST_TOLD))
-        known = ", ".join(f"'{row.name}'" for row in rows) or "none yet"
-        raise NotFound(f"No adapter named '{name}'. Known: {known}.", param="adapter")
+        known = ", ".join(f"'{Reference(row.name, namespace=namespace)}'" for row in rows)
+        wanted = Reference(name, namespace=namespace)
+        raise NotFound(
+            f"No adapter named '{wanted}'. Known: {known or 'none yet'}.", param="adapter"
+        )
     return adapter
 
 

@@ -318,10 +318,14 @@ def fit_prompt(
     *,
     truncate: bool,
     param: str,
+    leave: str = "parameters.truncate",
 ) -> tuple[Prompt, Tokens, bool]:
     """Return prompt, tokens, and whether the end of ``text`` was cut to keep within ``max_tokens``.
 
     What surrounds the text in the prompt always stays whole.
+
+    Args:
+        leave: field by which the caller sets ``truncate``.
 
     Raises:
         TextTooLong: it does not fit, and either ``truncate`` is off or cutting the text can't help.
@@ -331,7 +335,7 @@ def fit_prompt(
         if not truncate:
             raise TextTooLong(
                 f"'{param}' has {len(text)} characters, far more than {max_tokens} tokens hold. Shorten it, "
-                "or set parameters.truncate to true.",
+                f"or set {leave} to true.",
                 param=param,
             )
         text, truncated = text[: max_tokens * CHARACTERS_PER_TOKEN], True
@@ -343,7 +347,7 @@ def fit_prompt(
         if not 0 < kept < len(text):
             raise TextTooLong(
                 f"'{param}' makes a prompt of {num_tokens} tokens; at most {max_tokens} fit. "
-                "Shorten it" + (", or set parameters.truncate to true." if not truncate else "."),
+                "Shorten it" + (f", or set {leave} to true." if not truncate else "."),
                 param=param,
             )
         text, truncated = prompt.text[prompt.start : prompt.start + kept], True

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from adapters.errors import HeadstockError, InvalidRequest
 from adapters.runtime.rows import RowResult
 from adapters.tasks.base import Pooling
 from adapters.validation import shown
 from service.bodies import Body
+
+# Not a union of both: of that, pydantic tells what is wrong with each, and of the list all that is.
+Texts = Annotated[
+    list[str],
+    BeforeValidator(
+        lambda given: [given] if isinstance(given, str) else given,
+        json_schema_input_type=str | list[str],
+    ),
+]
 
 
 class EmbeddingsBody(Body):
@@ -22,7 +31,7 @@ class EmbeddingsBody(Body):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(description="the backbone's name")
-    input: str | list[str] = Field(description="one text or several")
+    input: Texts = Field(description="one text or several", fail_fast=True)
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
     pooling: Pooling | None = Field(None, description="mean on encoders, last on decoders if unset")
@@ -35,7 +44,7 @@ def texts_of(body: EmbeddingsBody, max_rows: int) -> list[str]:
     Raises:
         InvalidRequest: there are none or too many, or one is empty.
     """
-    texts = [body.input] if isinstance(body.input, str) else body.input
+    texts = body.input
     if not 1 <= len(texts) <= max_rows:
         raise InvalidRequest(
             f"The call has '{len(texts)}' inputs; 1 to {max_rows} go into one call. Split it.",

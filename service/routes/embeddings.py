@@ -39,6 +39,7 @@ def embeddings_router(
                     max_tokens,
                     truncate=body.truncate,
                     param=f"input.{i}",
+                    leave="truncate",
                 )[1].ids,
                 embed=body.pooling or default,
                 deadline=deadline,

@@ -93,7 +93,13 @@ def test_one_call_may_hold_many_adapters_and_one_backbone_call_all_tasks(client)
         ({"inputs": "x"}, 400, "invalid_request", None, "'adapter' and 'inputs'"),
         ({"adapter": "labels", "inputs": []}, 400, "invalid_request", "inputs", "'0' inputs"),
         ({"adapter": "labels", "input": "x"}, 400, "invalid_request", "input", "unknown field"),
-        ([1], 400, "invalid_request", "", None),
+        (
+            {"adapter": "ns/labels", "inputs": "x"},
+            404,
+            "not_found",
+            "adapter",
+            "No adapter named 'ns/labels'. Known: none yet.",
+        ),
     ],
 )
 def test_bad_input_gets_its_status_code_message_and_param(
@@ -108,10 +114,40 @@ def test_bad_input_gets_its_status_code_message_and_param(
     assert client.predict("labels", "still here")[0]["label"]
 
 
-def test_a_body_that_is_not_json_is_refused(client):
-    response = client._http.post("/v1/predict", content=b"{no", headers=JSON)
-    assert response.status_code == 400
-    assert "not JSON" in response.json()["error"]["message"]
+PLAIN = {"Content-Type": "text/plain"}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "said"),
+    [
+        (b"{no", JSON, "not JSON at byte 1, before 'no': Expecting property name"),
+        ("{'ä': 1}".encode(), JSON, "not JSON at byte 1, before "),
+        ('{"ä": x}'.encode(), JSON, "not JSON at byte 7, before 'x}': Expecting value"),
+        (b'{"adapter":', JSON, "not JSON at byte 11, its end: Expecting value"),
+        (b'{"adapter": "\xff"}', JSON, "not utf-8 at byte 13: invalid start byte"),
+        (b'{"adapter": ' + b"1" * 5000 + b"}", JSON, "a number of more than '4300' digits"),
+        (b'{"inputs": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", JSON, "too deep"),
+        (b'{"adapter": "labels", "inputs": "x"}', PLAIN, "Content-Type is 'text/plain'"),
+        (
+            b'{"adapter": "labels", "inputs": "x"}',
+            {},
+            "Content-Type is ''; send 'application/json'",
+        ),
+        (b"", JSON, "The body is empty"),
+        (b"null", JSON, "The body is 'None'; send a JSON object"),
+        (b"[1]", JSON, "The body is '[1]'; send a JSON object"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_body_that_can_t_be_read_is_refused_with_the_reason(client, body, headers, said):
+    paths = ["/v1/predict", "/v1/embeddings"]
+    paths += ["/v1/adapters"] if headers is JSON and body[:1] == b"{" else []
+    for path in paths:
+        response = client._http.post(path, content=body, headers=headers)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (400, "invalid_request")
+        assert said in error["message"]
+        assert error["param"] in (None, "content-type")
 
 
 @pytest.mark.parametrize(
@@ -269,21 +305,24 @@ def test_embeddings_have_openais_form_and_are_the_stock_models(client, decoder_f
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "param"),
+    ("change", "status", "param", "said"),
     [
-        ({"model": "gpt-9"}, 404, "model"),
-        ({"input": []}, 400, "input"),
-        ({"input": ["a", " "]}, 400, "input.1"),
-        ({"input": "long " * 400}, 400, "input.0"),
-        ({"input": 7}, 400, "input"),
-        ({"dimensions": 9}, 400, "dimensions"),
+        ({"model": "gpt-9"}, 404, "model", "'gpt-9'"),
+        ({"input": []}, 400, "input", "'0' inputs"),
+        ({"input": ["a", " "]}, 400, "input.1", "' '"),
+        ({"input": "long " * 400}, 400, "input.0", "or set truncate to true"),
+        ({"input": "long " * 9000}, 400, "input.0", "or set truncate to true"),
+        ({"input": 7}, 400, "input", "'7'"),
+        ({"input": ["a", 7, 8]}, 400, "input.1", "'7'"),
+        ({"dimensions": 9}, 400, "dimensions", "unknown field"),
     ],
 )
-def test_bad_input_for_embeddings_is_named(client, decoder_folder, change, status, param):
+def test_bad_input_for_embeddings_is_named(client, decoder_folder, change, status, param, said):
     body = {"model": decoder_folder.name, "input": "good", **change}
     response = client._http.post("/v1/embeddings", json=body)
-    assert response.status_code == status
-    assert str(response.json()["error"]["param"]).startswith(param)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, param)
+    assert said in error["message"]
 
 
 def test_a_version_can_be_warmed_pinned_and_let_go(client):

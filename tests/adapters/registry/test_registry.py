@@ -58,7 +58,7 @@ def test_what_is_fetched_is_what_was_pushed(registry, bundles):
         ("nobody", "No adapter named 'nobody'. Known: 'a'."),
         ("a:9", "'a' has no version '9'. Its newest is 1."),
         ("a@canary", "'a' has no alias 'canary'. Known: none yet."),
-        ("other/a", "No adapter named 'a'"),
+        ("other/a", "No adapter named 'other/a'. Known: none yet."),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(registry, bundles, reference, message):

@@ -57,9 +57,8 @@ class Guard:
         return key
 
     async def _find(self, secret: str) -> Key | None:
-        if (
-            len(secret) > MOST_SECRET
-        ):  # none of ours; remembered, it would take as much room as anybody likes
+        # Remembered, one that is none of ours would take as much room as anybody likes.
+        if len(secret) > MOST_SECRET:
             return None
         key, seen_at = self._seen.get(secret, (None, -_REMEMBERED_SECONDS))
         if time.monotonic() - seen_at < _REMEMBERED_SECONDS:

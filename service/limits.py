@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +29,18 @@ class Traffic:
     is_draining: bool = False
 
     def wait_until_idle(self, timeout_seconds: float) -> bool:
-        """Return whether the last request was answered in time."""
-        deadline = time.monotonic() + timeout_seconds
-        while self.num_requests:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_LOOK_SECONDS)
-        return True
+        """Return whether the last request was answered in time; its answer may still be on its way out."""
+        return wait_while(lambda: self.num_requests > 0, timeout_seconds)
+
+
+def wait_while(is_so: Callable[[], bool], timeout_seconds: float) -> bool:
+    """Return whether a condition ended in time."""
+    deadline = time.monotonic() + timeout_seconds
+    while is_so():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
 
 
 class Gatekeeper:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
 import litserve as ls
-from litserve.transport.base import MessageTransport
+import uvicorn
 from litserve.utils import WorkerSetupStatus
 
 from adapters.backbone import BackboneSpec, describe_backbone
@@ -33,7 +33,7 @@ from service.jobs.intake import Intake
 from service.jobs.webhooks import Webhooks
 from service.launchers.catalog import set_up_launchers
 from service.lifeline import live_and_die_with_parent
-from service.limits import Gatekeeper, Traffic
+from service.limits import Gatekeeper, Traffic, wait_while
 from service.opening import check_store, open_state
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
@@ -79,6 +79,7 @@ class Server(ls.LitServer):
 
     def drain(self, drain_seconds: float) -> None:
         """Refuse new calls, let running ones finish, answer the rest with 503, and let `run` return."""
+        deadline = time.monotonic() + drain_seconds
         self.traffic.is_draining = self.calls.is_draining = True
         if not self.traffic.wait_until_idle(drain_seconds):
             self.calls.fail_all(
@@ -89,7 +90,13 @@ class Server(ls.LitServer):
         self.workers.stop()
         if not self.has_started:
             _end_process(0)
+        self._wait_until_sent(max(deadline - time.monotonic(), _LAST_ANSWERS_SECONDS))
         self._shutdown_event.set()
+
+    def _wait_until_sent(self, seconds: float) -> None:
+        """Close the connections, each once its client has read so much of its answer that the kernel has the rest."""
+        self._http.should_exit = True
+        wait_while(lambda: bool(self._http.server_state.connections), seconds)
 
     def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:
         self.supervisor.start()
@@ -108,31 +115,29 @@ class Server(ls.LitServer):
             return
         logger.critical("The engine is not started again: %s. The server ends.", reason)
         self.traffic.wait_until_idle(_LAST_ANSWERS_SECONDS)
+        self._wait_until_sent(_LAST_ANSWERS_SECONDS)
         _end_process(1)
 
-    def _start_server(self, *args: Any, **options: Any) -> Any:
+    def _start_server(
+        self, port: int, _: int, log_level: str, sockets: list[socket.socket], *__: Any, **more: Any
+    ) -> dict[int, Any]:
+        """Start the API's thread; LitServe's way keeps no hold of what is to be told to end."""
+        # In its lifespan LitServe would listen for replies.
+        config = uvicorn.Config(self.app, port=port, log_level=log_level, lifespan="off", **more)
+        self._http = uvicorn.Server(config)
+        threading.Thread(target=self._http.run, args=(sockets,), name="api", daemon=True).start()
         self.has_started = True
-        return super()._start_server(*args, **options)
+        return {}  # not LitServe's to end
 
     def _init_manager(self, num_api_servers: int) -> None:
         """Put plain objects where LitServe would start its manager's process; the API is a thread of this one."""
         self.workers_setup_status: dict[str, str] = {}
         self._shutdown_event = threading.Event()
         self.litapi_request_queues = {API_PATH: None}
-        self._transport = _Silent()
+        self._transport = None  # of replies; ours come over the wire
 
     def _perform_graceful_shutdown(self, *_: Any, **__: Any) -> None:
         """Do nothing: `drain` ended the engine, and the API's thread ends with the process."""
-
-
-class _Silent(MessageTransport):
-    """Where LitServe listens for replies; ours come over the wire."""
-
-    def send(self, item: Any, consumer_id: int) -> None:
-        raise NotImplementedError
-
-    async def areceive(self, timeout: int | None = None, consumer_id: int | None = None) -> Any:
-        await asyncio.Event().wait()
 
 
 def build_server(settings: Settings) -> Server:

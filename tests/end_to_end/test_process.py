@@ -1,14 +1,18 @@
 """The server as a process: full, told to stop, or killed."""
 
+import json
 import signal
+import socket
 import sys
 import time
+from http.client import HTTPResponse
 from pathlib import Path
 
 import psutil
 import pytest
 
 from service.server import check_port
+from tests.bundles import classifier, save_bundle
 from tests.servers import (
     Callers,
     children_of,
@@ -67,6 +71,30 @@ def test_sigterm_lets_running_calls_finish_and_leaves_no_process(tmp_path, decod
         assert process.wait(timeout=30) == 0
         assert_all_gone(children, client)
     assert "leaked" not in (tmp_path / "home" / "server.log").read_text()  # semaphores
+
+
+def test_sigterm_lets_a_slow_client_read_its_answer_to_the_end(
+    tmp_path, decoder_folder, decoder_spec
+):
+    save_bundle(tmp_path / "wide", decoder_spec, classifier(2000))
+    body = json.dumps({"adapter": "wide", "inputs": ["a film"] * 256}).encode()
+    settings = {"drain_seconds": 60}
+    with running_server(tmp_path / "home", str(decoder_folder), **settings) as (client, process):
+        client.create_version("wide", tmp_path / "wide")
+        children = children_of(process)
+        with socket.socket() as slow:  # far more than what the kernel takes for it is to come
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
+            slow.connect(("127.0.0.1", client._http.base_url.port))
+            head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+            slow.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+            assert slow.recv(1, socket.MSG_PEEK)
+            process.terminate()
+            psutil.wait_procs(children, timeout=30)  # nothing is computed any more
+            response = HTTPResponse(slow)
+            response.begin()
+            assert response.status == 200
+            assert len(json.loads(response.read())["predictions"]) == 256
+        assert process.wait(timeout=30) == 0
 
 
 def test_what_the_drain_does_not_finish_is_answered_with_503(tmp_path, decoder_folder, bundles):

@@ -56,23 +56,50 @@ class EngineLine:
 
 
 class Call:
-    """One call in flight. Close it, or leave its ``with`` block: rows that nobody waits for leave the engine."""
+    """A call that was let in, for all the rounds of rows that it takes; while a server drains, too.
 
-    def __init__(self, uid: int, rows: Sequence[Row], calls: EngineCalls, line: EngineLine) -> None:
+    Close it, or leave its ``with`` block: rows that nobody waits for leave the engine.
+    """
+
+    def __init__(self, uid: int, calls: EngineCalls) -> None:
         self.uid = uid
-        self.line = line
-        self.num_tokens = num_tokens(rows)
-        self._rows = rows
+        self.line: EngineLine | None = None  # of its rows
+        self.num_tokens = 0
+        self._rows: Sequence[Row] = ()  # in the engine
         self._calls = calls
         self._replies: asyncio.Queue[Reply | HeadstockError] = asyncio.Queue()
-        self._is_finished = False
+        self._deadline: float | None = None
+
+    def send(self, rows: Sequence[Row]) -> None:
+        """Send a round of rows to the engine.
+
+        Raises:
+            Overloaded: too many tokens wait already; only of the first round, later ones were let in with it.
+            TooLarge: the rows alone are more than this server ever takes at once.
+            Unavailable: the engine is not there.
+        """
+        self.line = self._calls.admit(self, num_tokens(rows))
+        self._rows = rows
         self._deadline = max(
             (row.deadline for row in rows if row.deadline is not None), default=None
         )
+        self.line.send(self.uid, RunRows(list(rows)))
+
+    async def run(self, rows: Sequence[Row]) -> list[RowResult]:
+        """Return the results of a round of rows, in their order.
+
+        Raises:
+            HeadstockError: see `send` and `next`.
+        """
+        self.send(rows)
+        while not isinstance(reply := await self.next(), RowsDone):
+            pass
+        return reply.results
 
     def put(self, reply: Reply | HeadstockError) -> None:
         """Take a reply in; on the event loop only."""
-        self._is_finished = self._is_finished or isinstance(reply, RowsDone | EngineStats)
+        if isinstance(reply, RowsDone):
+            self._rows, self.line = (), None
         self._replies.put_nowait(reply)
 
     async def next(self) -> Reply:
@@ -99,7 +126,7 @@ class Call:
         return max(0.0, self._deadline + _GRACE_SECONDS - time.monotonic())
 
     def close(self) -> None:
-        if self._calls.forget(self) and self._rows and not self._is_finished:
+        if self._calls.forget(self) and self._rows and self.line is not None:
             self.line.send(self.uid, CancelRows([row.row_id for row in self._rows]))
 
     def __enter__(self) -> Call:
@@ -136,18 +163,6 @@ class EngineCalls:
     def is_ready(self) -> bool:
         return self._line is not None and not self.is_draining
 
-    async def run(self, rows: Sequence[Row]) -> list[RowResult]:
-        """Return the rows' results in their order; a cancelled call takes its rows out of the engine.
-
-        Raises:
-            Overloaded, Unavailable, TooLarge: the call is not let in.
-            DeadlineExceeded: see `Call.next`.
-        """
-        with self.open(rows) as call:
-            while not isinstance(reply := await call.next(), RowsDone):
-                pass
-            return reply.results
-
     async def stats(self) -> EngineStats:
         """Return the engine's counters; asked for even when the queue is full."""
         return await self._ask(ReadStats())
@@ -157,30 +172,40 @@ class EngineCalls:
         return await self._ask(HoldAdapter(digest, how))
 
     async def _ask(self, message: ReadStats | HoldAdapter) -> EngineStats:
-        with self._open(message, ()) as call:
+        with self._enter() as call:
+            call.line = self._ready_line()
+            call.line.send(call.uid, message)
             reply = await call.next()
         assert isinstance(reply, EngineStats)
         return reply
 
-    def open(self, rows: Sequence[Row]) -> Call:
-        """Send rows to the engine, and return the call that their replies come to.
+    def open(self) -> Call:
+        """Let a call in before its text is read; it counts until it is closed.
 
         Raises:
-            Overloaded: too much waits already.
+            Overloaded: as many calls are in flight as may be.
             Unavailable: the engine is not there, or the server stops.
-            TooLarge: the rows alone are more than this server ever takes at once.
         """
-        self.check_open(num_tokens(rows))
-        return self._open(RunRows(list(rows)), rows)
-
-    def check_open(self, tokens: int = 0) -> None:
-        """Raise what `open` would raise for so many tokens; cheap enough to ask before the text is read."""
         self._ready_line()
         if len(self._calls) >= self._max_calls:
             raise Overloaded(
                 f"'{len(self._calls)}' calls are waiting, as many as this server takes. "
                 "Try again after the time in Retry-After."
             )
+        return self._enter()
+
+    def admit(self, call: Call, tokens: int) -> EngineLine:
+        """Count the tokens of a call's next round; return where its rows go. Raises what `Call.send` does."""
+        line = self._line
+        if line is None:
+            raise _starting()
+        if not call.num_tokens:
+            self._check_tokens(tokens)
+        self._num_tokens += tokens - call.num_tokens
+        call.num_tokens = tokens
+        return line
+
+    def _check_tokens(self, tokens: int) -> None:
         if tokens > self._max_tokens:
             raise TooLarge(
                 f"The call's prompts and answers take '{tokens}' tokens; at most {self._max_tokens} go into one "
@@ -192,15 +217,11 @@ class EngineCalls:
                 f"{self._max_tokens} that this server takes. Try again after the time in Retry-After."
             )
 
-    def _open(self, message: Message, rows: Sequence[Row]) -> Call:
-        self._event_loop = (
-            asyncio.get_running_loop()
-        )  # first: whoever fails the line's calls needs it
-        line = self._ready_line()
-        call = Call(next(self._uids), rows, self, line)
+    def _enter(self) -> Call:
+        # Before the line is looked at: whoever fails the line's calls needs it.
+        self._event_loop = asyncio.get_running_loop()
+        call = Call(next(self._uids), self)
         self._calls[call.uid] = call
-        self._num_tokens += call.num_tokens
-        line.send(call.uid, message)
         return call
 
     def _ready_line(self) -> EngineLine:
@@ -208,9 +229,10 @@ class EngineCalls:
             raise Unavailable(
                 "The server is stopping. Send the request to another, or again later."
             )
-        if self._line is None:
-            raise Unavailable("The engine is starting. Try again after the time in Retry-After.")
-        return self._line
+        line = self._line
+        if line is None:
+            raise _starting()
+        return line
 
     def forget(self, call: Call) -> bool:
         """Drop a call; return whether it was there."""
@@ -250,6 +272,10 @@ class EngineCalls:
         for call in self._calls.values():
             if line in (None, call.line):
                 call.put(error)
+
+
+def _starting() -> Unavailable:
+    return Unavailable("The engine is starting. Try again after the time in Retry-After.")
 
 
 def num_tokens(rows: Sequence[Row]) -> int:

@@ -140,5 +140,10 @@ class Household:
     def _ready(self):
         self.num_ready += 1
 
+    async def run(self, rows):
+        """Return the results of a call of one round."""
+        with self.calls.open() as call:
+            return await call.run(rows)
+
     def close(self):
         self.supervisor.stop()

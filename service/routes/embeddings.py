@@ -50,7 +50,6 @@ def embeddings_router(
     @router.post("/embeddings")
     async def embed(body: embeddings.EmbeddingsBody, request: Request) -> dict[str, Any]:
         """Return a vector for each text: the pooled last hidden states of the backbone, no adapter."""
-        calls.check_open()
         if body.model != backbone.name:
             raise NotFound(
                 f"No model {shown(body.model)} for embeddings; they are of the backbone, '{backbone.name}'.",
@@ -58,8 +57,9 @@ def embeddings_router(
             )
         texts = embeddings.texts_of(body, settings.max_rows_per_call)
         deadline = time.monotonic() + settings.request_timeout_seconds
-        rows = await in_quick_thread(rows_of, body, texts, deadline)
-        results = await unless_gone(request, calls.run(rows))
+        with calls.open() as call:
+            rows = await in_quick_thread(rows_of, body, texts, deadline)
+            results = await unless_gone(request, call.run(rows))
         answer = embeddings.answer(body, results, sum(len(row.token_ids) for row in rows))
         if isinstance(answer, HeadstockError):
             raise answer

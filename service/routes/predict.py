@@ -14,7 +14,7 @@ from fastapi.responses import Response
 
 from adapters.errors import HeadstockError, Unavailable
 from service.access.callers import Who
-from service.calls import EngineCalls
+from service.calls import Call, EngineCalls
 from service.events import EventStream, prediction_events
 from service.predictor import Predictor, Prepared, rows_of, with_earlier_usage
 from service.protocols import native
@@ -32,17 +32,17 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
     @router.post("/predict")
     async def predict(body: native.PredictBody, request: Request, who: Who) -> Response:
         """Answer one or many inputs, of one or many adapters, in order; or stream one generated answer."""
-        calls.check_open()
         items = native.items_of(body, settings.max_rows_per_call)
         seconds = body.timeout_seconds or settings.request_timeout_seconds
         deadline = time.monotonic() + seconds
         if body.stream:
             prepare = functools.partial(predictor.prepare_stream, items[0], deadline, who)
-            return await _stream(predictor, calls, request, prepare)
-        prepared = await in_quick_thread(predictor.prepare, items, deadline, who)
-        rows = rows_of(prepared)
-        native.check_rows(len(rows), len(items), settings.max_rows_per_call)
-        return native.answer(await _answers(predictor, calls, request, prepared))
+            return await _stream(predictor, calls.open(), request, prepare)
+        with calls.open() as call:
+            prepared = await in_quick_thread(predictor.prepare, items, deadline, who)
+            num_rows = len(rows_of(prepared))
+            native.check_rows(num_rows, len(items), settings.max_rows_per_call)
+            return native.answer(await _answers(predictor, call, request, prepared))
 
     @router.get("/stats")
     async def stats() -> dict[str, Any]:
@@ -54,17 +54,17 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
 
 async def _answers(
     predictor: Predictor,
-    calls: EngineCalls,
+    call: Call,
     request: Request,
     prepared: Sequence[Prepared | HeadstockError],
 ) -> list[dict[str, Any] | HeadstockError]:
     """Return the items' answers, after as many rounds of the engine as they take."""
     rows = rows_of(prepared)
-    results = await unless_gone(request, calls.run(rows)) if rows else []
+    results = await unless_gone(request, call.run(rows)) if rows else []
     answers = await in_quick_thread(predictor.finish, prepared, results)
     again = await in_quick_thread(predictor.follow_ups, prepared, answers)
     if again:
-        later = await _answers(predictor, calls, request, list(again.values()))
+        later = await _answers(predictor, call, request, list(again.values()))
         for i, answer in zip(again, later, strict=True):
             answers[i] = with_earlier_usage(answers[i], answer)
     return answers
@@ -72,14 +72,14 @@ async def _answers(
 
 async def _stream(
     predictor: Predictor,
-    calls: EngineCalls,
+    call: Call,
     request: Request,
     prepare: Callable[[], Prepared],
 ) -> Response:
     """Return the events of one generated answer, or raise what is wrong before there is any."""
-    prepared = await in_quick_thread(prepare)
-    call = calls.open(prepared.rows)
     try:
+        prepared = await in_quick_thread(prepare)
+        call.send(prepared.rows)
         first = await unless_gone(request, call.next())
         if isinstance(first, RowsDone) and (error := first.results[0].error):
             raise error

@@ -41,34 +41,30 @@ def outputs(results):
 
 def test_results_come_in_the_order_of_the_rows_whichever_ends_first(household):
     home = household()
-    results = asyncio.run(
-        home.calls.run([row("a", 7, 8, 9), row("b", 5), row("c", 0), row("d", 2)])
-    )
+    results = asyncio.run(home.run([row("a", 7, 8, 9), row("b", 5), row("c", 0), row("d", 2)]))
     assert outputs(results) == [(7, 8, 9), (5,), "invalid_request", "invalid_request"]
 
 
 def test_a_step_that_fails_ends_its_rows_and_the_engine_goes_on(household):
     home = household()
-    assert (
-        outputs(asyncio.run(home.calls.run([row("a", 1), row("b", 5, 6)])))
-        == ["invalid_request"] * 2
-    )
-    assert outputs(asyncio.run(home.calls.run([row("c", 5, 6)]))) == [(5, 6)]
+    assert outputs(asyncio.run(home.run([row("a", 1), row("b", 5, 6)]))) == ["invalid_request"] * 2
+    assert outputs(asyncio.run(home.run([row("c", 5, 6)]))) == [(5, 6)]
 
 
 def test_a_lost_device_ends_its_process_and_the_next_one_answers(household):
     home = household(EchoEngine(), EchoEngine())
     with pytest.raises(Unavailable):
-        asyncio.run(home.calls.run([row("a", 4), row("b", 5, 6)]))
+        asyncio.run(home.run([row("a", 4), row("b", 5, 6)]))
     wait_until(lambda: home.num_ready == 2)
-    assert outputs(asyncio.run(home.calls.run([row("c", 5, 6)]))) == [(5, 6)]
+    assert outputs(asyncio.run(home.run([row("c", 5, 6)]))) == [(5, 6)]
 
 
 def test_parts_of_a_streaming_row_come_before_its_result(household):
     home = household()
 
     async def replies():
-        with home.calls.open([row("a", 7, 8, 9, stream=True)]) as call:
+        with home.calls.open() as call:
+            call.send([row("a", 7, 8, 9, stream=True)])
             found = []
             while not isinstance(reply := await call.next(), RowsDone):
                 assert isinstance(reply, RowParts)
@@ -82,42 +78,57 @@ def test_too_many_calls_or_tokens_are_refused_at_once_and_let_in_again_later(hou
     home = household(EchoEngine(go=False), max_calls=2, max_tokens=20)
 
     async def scenario():
-        first = asyncio.create_task(home.calls.run([row("a", *[5] * 8)]))  # prompt + answer: 16
+        first = asyncio.create_task(home.run([row("a", *[5] * 8)]))  # prompt + answer: 16
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="'16' tokens are waiting"):
-            home.calls.open([row("b", 5, 5, 5)])
+            await home.run([row("b", 5, 5, 5)])
         with pytest.raises(TooLarge, match="'22' tokens; at most 20"):
-            home.calls.open([row("b", *[5] * 11)])
-        second = asyncio.create_task(home.calls.run([row("c", 5, 5)]))
+            await home.run([row("b", *[5] * 11)])
+        second = asyncio.create_task(home.run([row("c", 5, 5)]))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="'2' calls are waiting"):
-            home.calls.check_open()
+            home.calls.open()
         assert (await home.calls.stats()).waiting_rows == 2
         home.engines[0].go.set()
         await asyncio.gather(first, second)
-        return await home.calls.run([row("d", *[5] * 10)])
+        return await home.run([row("d", *[5] * 10)])
 
     assert outputs(asyncio.run(scenario())) == [(5,) * 10]
+
+
+def test_later_rounds_belong_to_the_call_that_was_let_in(household):
+    home = household(max_calls=1, max_tokens=20)
+
+    async def scenario():
+        with home.calls.open() as call:
+            first = await call.run([row("a", 5)])
+            with pytest.raises(Overloaded, match="'1' calls are waiting"):
+                home.calls.open()
+            home.calls.is_draining = True
+            return [*first, *await call.run([row("b", *[6] * 11)])]
+
+    assert outputs(asyncio.run(scenario())) == [(5,), (6,) * 11]
 
 
 def test_a_cancelled_call_takes_its_rows_out_of_the_engine(household):
     home = household(EchoEngine(go=False))
 
     async def scenario():
-        waiting = asyncio.create_task(home.calls.run([row("a", 5, 5), row("b", 6)]))
+        waiting = asyncio.create_task(home.run([row("a", 5, 5), row("b", 6)]))
         while (await home.calls.stats()).waiting_rows < 2:
             pass
         waiting.cancel()
         while (await home.calls.stats()).waiting_rows:
             pass
-        home.calls.check_open(1000)  # its tokens are given back
+        home.engines[0].go.set()
+        await home.run([row("c", *[5] * 500)])  # its tokens are given back
 
     asyncio.run(scenario())
 
 
 def test_the_engines_own_deadline_error_ends_the_row_alone(household):
     home = household()
-    results = asyncio.run(home.calls.run([row("a", 5, 5, timeout=-1), row("b", 5, timeout=60)]))
+    results = asyncio.run(home.run([row("a", 5, 5, timeout=-1), row("b", 5, timeout=60)]))
     assert outputs(results) == ["deadline_exceeded", (5,)]
 
 
@@ -127,7 +138,7 @@ def test_an_engine_that_ignores_the_deadline_is_not_waited_for(household, monkey
 
     async def scenario():
         with pytest.raises(DeadlineExceeded, match="timeout_seconds"):
-            await home.calls.run([row("a", 5, timeout=0.05)])
+            await home.run([row("a", 5, timeout=0.05)])
         while (await home.calls.stats()).waiting_rows:
             pass
 
@@ -138,7 +149,7 @@ def test_an_engine_that_dies_answers_its_calls_at_once_and_the_next_takes_over(h
     home = household(EchoEngine(go=False), EchoEngine())
 
     async def scenario():
-        waiting = [asyncio.create_task(home.calls.run([row(f"r{i}", 5)])) for i in range(4)]
+        waiting = [asyncio.create_task(home.run([row(f"r{i}", 5)])) for i in range(4)]
         while (await home.calls.stats()).waiting_rows < 4:
             pass
         home.processes[0].kill()
@@ -146,9 +157,9 @@ def test_an_engine_that_dies_answers_its_calls_at_once_and_the_next_takes_over(h
         assert [type(error) for error in errors] == [Unavailable] * 4
         while not home.calls.is_ready:
             with pytest.raises(Unavailable, match="starting"):
-                home.calls.check_open()
+                home.calls.open()
             await asyncio.sleep(0)
-        return await home.calls.run([row("r0", 6, 7)])  # the same row id as a call that is lost
+        return await home.run([row("r0", 6, 7)])  # the same row id as a call that is lost
 
     assert outputs(asyncio.run(scenario())) == [(6, 7)]
     assert home.num_ready == 2
@@ -159,11 +170,11 @@ def test_draining_refuses_new_calls_and_fails_what_is_left(household):
     home = household(EchoEngine(go=False))
 
     async def scenario():
-        waiting = asyncio.create_task(home.calls.run([row("a", 5)]))
+        waiting = asyncio.create_task(home.run([row("a", 5)]))
         await asyncio.sleep(0)
         home.calls.is_draining = True
         with pytest.raises(Unavailable, match="stopping"):
-            home.calls.open([row("b", 5)])
+            home.calls.open()
         home.calls.fail_all(Unavailable("too late"))
         with pytest.raises(Unavailable, match="too late"):
             await waiting
@@ -172,6 +183,6 @@ def test_draining_refuses_new_calls_and_fails_what_is_left(household):
 
 
 def test_errors_of_rows_keep_their_kind_over_the_wire(household):
-    (result,) = asyncio.run(household().calls.run([row("a", 0)]))
+    (result,) = asyncio.run(household().run([row("a", 0)]))
     assert isinstance(result.error, InvalidRequest)
     assert result.error.message == "refused"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI
@@ -44,16 +45,37 @@ class BytesPredictor:
         return {}
 
 
+class TwoRounds(BytesPredictor):
+    """Asks once more with what was answered first; ``between`` is done before."""
+
+    def __init__(self, between):
+        self.between = between
+
+    def finish(self, prepared, results):
+        answers = super().finish(prepared, results)
+        return [{**answer, "usage": {}, "truncated": False} for answer in answers]
+
+    def follow_ups(self, prepared, answers):
+        if prepared[0].rows[0].row_id == "again":
+            return {}
+        self.between()
+        return {0: replace(prepared[0], rows=[replace(prepared[0].rows[0], row_id="again")])}
+
+
 class Site:
     """The routes on an echoing engine, asked by calling the ASGI app itself."""
 
-    def __init__(self, engine=None):
+    def __init__(self, engine=None, predictor=None):
         self.home = Household(engine or EchoEngine())
         wait_until(lambda: self.home.calls.is_ready)
         self.traffic = Traffic()
         self.app = FastAPI()
         self.app.include_router(
-            predict_router(BytesPredictor(), self.home.calls, Settings(request_timeout_seconds=60))
+            predict_router(
+                predictor or BytesPredictor(),
+                self.home.calls,
+                Settings(request_timeout_seconds=60),
+            )
         )
         add_error_handlers(self.app)
         self.app.add_middleware(Gatekeeper, 10**6, self.traffic)
@@ -101,8 +123,8 @@ class Site:
 def site():
     opened = []
 
-    def open_one(engine=None):
-        opened.append(Site(engine))
+    def open_one(engine=None, predictor=None):
+        opened.append(Site(engine, predictor))
         return opened[-1]
 
     yield open_one
@@ -216,6 +238,15 @@ def test_timeout_seconds_becomes_the_rows_deadline(site):
 
 def _refuse():
     raise InvalidRequest("seen")
+
+
+def test_a_call_that_takes_another_round_may_finish_it_while_the_server_drains(site):
+    def drain():
+        here.home.calls.is_draining = True
+
+    here = site(predictor=TwoRounds(between=drain))
+    status, _, text = asyncio.run(here.post({"adapter": "a", "inputs": ["hello"]}))
+    assert (status, json.loads(text)["predictions"][0]["text"]) == (200, "hello")
 
 
 def test_a_draining_server_refuses_before_it_reads_the_body(site):

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-PARENT_VARIABLE = "HEADSTOCK_PARENT"  # process number of the server that starts a worker
+PARENT_VARIABLE = "HEADSTOCK_PARENT"  # number of the process that starts a worker or a run
 
 
 def live_and_die_with_parent() -> None:
@@ -56,3 +56,8 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
     threading.Thread(target=watch, name="signals", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: signals.put(number))
+
+
+if __name__ == "__main__":  # becomes the command that follows, which the tie stays with
+    stop_with_parent()
+    os.execv(sys.argv[1], sys.argv[1:])

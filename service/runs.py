@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from adapters.errors import InvalidData, RunFailed, RunPaused
+from service.lifeline import PARENT_VARIABLE
 from service.settings import make_folder
 from training.contract import (
     CONFIG_NAME,
@@ -44,10 +45,14 @@ def execute_run(
     *,
     niceness: int = 0,
     threads: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Run a config as ``python -m training`` in a process of its own, and return its result.
 
+    Where Linux runs, the run is stopped when this process dies, however it does.
+
     Args:
+        check: called several times a second; the run is stopped if it raises.
         niceness: added to this process's own.
         threads: of the CPU; None leaves it to torch.
 
@@ -61,9 +66,8 @@ def execute_run(
     request.write_text(config.model_dump_json(indent=2) + "\n")
     command = [
         *("nice", "-n", str(niceness)),
-        sys.executable,
-        "-m",
-        "training",
+        *(sys.executable, "-m", "service.lifeline"),
+        *(sys.executable, "-m", "training"),
         str(request),
         "--out",
         str(out),
@@ -71,12 +75,13 @@ def execute_run(
         str(home),
     ]
     log_path = out / "log.txt"
-    environment = quiet_environment({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    given = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    environment = quiet_environment({**given, PARENT_VARIABLE: str(os.getpid())})
     with log_path.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             failure = ""
-            for event in follow(out / EVENTS_NAME, process):
+            for event in follow(out / EVENTS_NAME, process, check):
                 on_event(event)
                 failure = event.message if event.kind == EventKind.FAILED else failure
         except BaseException:
@@ -94,10 +99,13 @@ def execute_run(
     return RunResult.model_validate_json((out / RESULT_NAME).read_text())
 
 
-def follow(path: Path, process: subprocess.Popen[bytes]) -> Iterator[Event]:
-    """Yield the events that a process appends to a file from now on, until it ends."""
+def follow(
+    path: Path, process: subprocess.Popen[bytes], check: Callable[[], None]
+) -> Iterator[Event]:
+    """Yield the events that a process appends to a file from now on, until it ends; ``check`` before each look."""
     position = path.stat().st_size if path.is_file() else 0
     while True:
+        check()
         ended = process.poll() is not None
         if path.is_file():
             with path.open() as file:

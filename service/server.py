@@ -66,7 +66,12 @@ class Server(ls.LitServer):
     has_started = False
 
     def __init__(
-        self, api: EngineApi, calls: EngineCalls, traffic: Traffic, workers: JobWorkers
+        self,
+        api: EngineApi,
+        calls: EngineCalls,
+        traffic: Traffic,
+        workers: JobWorkers,
+        estimates: Estimates,
     ) -> None:
         # The engine picks its device itself, by settings.device.
         super().__init__(api, accelerator="cpu", timeout=False, restart_workers=False)
@@ -75,6 +80,7 @@ class Server(ls.LitServer):
         self.calls = calls
         self.traffic = traffic
         self.workers = workers
+        self.estimates = estimates
         self.supervisor = Supervisor(calls, self._launch, self._on_ready, self._on_give_up)
 
     def drain(self, drain_seconds: float) -> None:
@@ -85,6 +91,7 @@ class Server(ls.LitServer):
             self.calls.fail_all(
                 Unavailable("The server stopped before this was finished. Send the request again.")
             )
+            self.estimates.stop()
             self.traffic.wait_until_idle(_LAST_ANSWERS_SECONDS)
         self.supervisor.stop()
         self.workers.stop()
@@ -157,7 +164,8 @@ def build_server(settings: Settings) -> Server:
     calls = EngineCalls(settings.max_waiting_calls, settings.max_waiting_tokens)
     traffic = Traffic()
     api = EngineApi(settings, backbone, calls)
-    server = Server(api, calls, traffic, JobWorkers(settings))
+    estimates = Estimates(registry, state.files, state.objects, settings.home, settings.run_threads)
+    server = Server(api, calls, traffic, JobWorkers(settings), estimates)
     tokenizer = load_tokenizer(folder, backbone.tokenizer)
     predictor = Predictor(registry, tokenizer, backbone, settings.max_row_tokens)
     server.app.title = "Headstock"
@@ -174,7 +182,6 @@ def build_server(settings: Settings) -> Server:
         Webhooks(state.database, settings.webhook_url, settings.webhook_secret).start()
     launchers = set_up_launchers(settings)
     intake = Intake(registry, state.files, launchers, settings.job_launcher)
-    estimates = Estimates(registry, state.files, state.objects, settings.home, settings.run_threads)
     server.app.include_router(
         jobs_router(state.queue, intake, estimates, settings, lambda: traffic.is_draining)
     )

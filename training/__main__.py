@@ -102,7 +102,8 @@ def _only_helps() -> bool:
 
 def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
     log.emit(EventKind.STARTED, f"{config.action} {config.task}", pid=os.getpid())
-    signal.signal(signal.SIGTERM, _pause)
+    if config.action != "estimate":  # which has nothing to save, and ends at once
+        signal.signal(signal.SIGTERM, _pause)
     try:
         result = _run(config, out, home, log)
     except RunPaused as error:
@@ -163,7 +164,8 @@ def _run(config: RunConfig, out: Path, home: Path, log: EventLog) -> RunResult |
         from training.run import Run  # torch, transformers and peft load only now
 
     run = Run(config, inputs, out, home, log)
-    signal.signal(signal.SIGTERM, run.pause)
+    if config.action != "estimate":
+        signal.signal(signal.SIGTERM, run.pause)
     return run.execute()
 
 

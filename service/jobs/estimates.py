@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import InvalidRequest
+from adapters.errors import InvalidRequest, Unavailable
 from adapters.registry.registry import Registry
 from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
@@ -37,14 +38,26 @@ class Estimates:
         self._home = home
         self._threads = threads
         self._turn = asyncio.Lock()
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Answer those that are measured or wait for their turn with an error; from any thread."""
+        self._is_stopped = True
 
     async def measure(self, order: JobOrder, plan: JobPlan, namespace: str) -> dict[str, Any]:
         """Return bands of seconds and bytes, steps, tokens, and what the gate warned of.
 
-        The same order, sent as a job later, has in its record how far off this was.
+        The same order, sent as a job later, has in its record how far off this was. A cancelled call ends its run.
+
+        Raises:
+            Unavailable: the server stops.
         """
+        is_left = threading.Event()
         async with self._turn:
-            estimate = await asyncio.to_thread(self._measure, order, plan, namespace)
+            try:
+                estimate = await asyncio.to_thread(self._measure, order, plan, namespace, is_left)
+            finally:
+                is_left.set()
         left = memory_room()
         return {
             "object": "fine_tuning.job.estimate",
@@ -59,7 +72,15 @@ class Estimates:
             "warnings": plan.warnings,
         }
 
-    def _measure(self, order: JobOrder, plan: JobPlan, namespace: str) -> Estimate:
+    def _measure(
+        self, order: JobOrder, plan: JobPlan, namespace: str, is_left: threading.Event
+    ) -> Estimate:
+        def check() -> None:
+            if self._is_stopped or is_left.is_set():
+                raise Unavailable(
+                    "The server stopped before this was measured. Send the request again."
+                )
+
         files = {file: self._files.url(file, namespace) for file in order.files()}
         parent = fetch_parent(self._registry, plan)
         config = config_of(self._registry, order, plan, files, parent)
@@ -72,6 +93,7 @@ class Estimates:
                 lambda event: None,
                 niceness=_NICENESS,
                 threads=threads,
+                check=check,
             )
             self._objects.put(Path(scratch) / ESTIMATE_NAME, estimate_key(order, plan))
         if result.estimate is None:

@@ -24,6 +24,7 @@ from service.protocols.fine_tuning import (
     job_body,
     page,
 )
+from service.routes.predict import unless_gone
 from service.settings import Settings
 
 _LOOK_SECONDS = 0.5
@@ -63,10 +64,10 @@ def jobs_router(
         return job_body(made)
 
     @router.post("/estimate")
-    async def estimate_job(order: JobOrder, who: Who) -> dict[str, Any]:
+    async def estimate_job(order: JobOrder, request: Request, who: Who) -> dict[str, Any]:
         """Measure a few steps of what an order would train; tells time and memory as bands."""
         plan = await intake.plan(order, new_job_id(), who)
-        return await estimates.measure(order, plan, who.namespace)
+        return await unless_gone(request, estimates.measure(order, plan, who.namespace))
 
     @router.get("")
     async def list_jobs(

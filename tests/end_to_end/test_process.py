@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from service.server import check_port
 from tests.bundles import classifier, save_bundle
+from tests.jobs import ORDER, write_films
 from tests.servers import (
     Callers,
     children_of,
@@ -111,6 +113,59 @@ def test_what_the_drain_does_not_finish_is_answered_with_503(tmp_path, decoder_f
         assert process.wait(timeout=30) == 0
         assert time.monotonic() - begin < 5
         assert_all_gone(children, client)
+
+
+@pytest.fixture
+def estimating(tmp_path, decoder_folder, monkeypatch):
+    """A server with a file of examples, and the folder of its temporary files."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    settings = {"drain_seconds": 0.2, "job_workers": 0}
+    with running_server(tmp_path / "home", str(decoder_folder), **settings) as (client, process):
+        file = client.create_file(write_films(tmp_path / "films.jsonl"))["id"]
+        order = {**ORDER, "model": str(decoder_folder.name), "training_file": file}
+        yield client, process, {**order, "register": {"name": "films"}}, scratch
+
+
+def estimate_of(process):
+    def look():
+        return [c for c in children_of(process) if "training" in c.cmdline()]
+
+    (run,) = wait_until(look)
+    return run
+
+
+def ask_for_estimate(client, order):
+    return client._http.post("/v1/fine_tuning/jobs/estimate", json=order, timeout=120)
+
+
+def test_sigterm_ends_an_estimate_with_503(estimating):
+    client, process, order, scratch = estimating
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask_for_estimate, client, order)
+        run = estimate_of(process)
+        process.terminate()
+        assert_refused(asked.result(), 503, "unavailable")
+    assert process.wait(timeout=30) == 0
+    assert_all_gone([run], client)
+    assert list(scratch.glob("headstock-estimate-*")) == []
+
+
+def test_an_estimate_ends_when_nobody_waits_for_it(estimating):
+    client, process, order, scratch = estimating
+    body = json.dumps(order).encode()
+    with socket.create_connection(("127.0.0.1", client._http.base_url.port)) as short:
+        head = f"POST /v1/fine_tuning/jobs/estimate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        short.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        run = estimate_of(process)
+    run.wait(timeout=5)
+    wait_until(lambda: not list(scratch.glob("headstock-estimate-*")), seconds=5)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(ask_for_estimate, client, order)
+        run = estimate_of(process)  # the turn is free again
+        process.kill()
+    assert_all_gone([run], client)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads a process's maps from /proc")

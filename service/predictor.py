@@ -181,13 +181,7 @@ class Predictor:
 
     def _resolve_at(self, reference: str, caller: Caller, generation: Generation) -> Version:
         version = self._registry.resolve(caller.reference(reference))
-        made_for = version.manifest.backbone
-        if made_for.fingerprint != self._backbone.fingerprint:
-            raise BackboneMismatch(
-                f"Version {version.number} of '{version.name}' needs backbone '{made_for.name}'; this "
-                f"server runs '{self._backbone.name}'. Start one with --backbone.",
-                param="adapter",
-            )
+        check_backbone(version, self._backbone)
         return version
 
     def _task_of(self, version: Version) -> AnyTask:
@@ -221,6 +215,17 @@ class Predictor:
                 "completion_tokens": sum(len(output.token_ids) for output in outputs),
             },
         }
+
+
+def check_backbone(version: Version, backbone: BackboneSpec) -> None:
+    """Raise `BackboneMismatch` if a version was made for another backbone."""
+    made_for = version.manifest.backbone
+    if made_for.fingerprint != backbone.fingerprint:
+        raise BackboneMismatch(
+            f"Version {version.number} of '{version.name}' needs backbone '{made_for.name}'; this "
+            f"server runs '{backbone.name}'. Start one with --backbone.",
+            param="adapter",
+        )
 
 
 def rows_of(prepared: Sequence[Prepared | HeadstockError]) -> list[Row]:

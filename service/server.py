@@ -176,7 +176,7 @@ def build_server(settings: Settings) -> Server:
     )
     server.app.include_router(aliases_router(registry))
     server.app.include_router(lora_router(registry, settings))
-    server.app.include_router(residency_router(registry, calls))
+    server.app.include_router(residency_router(registry, calls, backbone))
     server.app.include_router(files_router(state.files, settings))
     if settings.webhook_url and settings.webhook_secret:
         Webhooks(state.database, settings.webhook_url, settings.webhook_secret).start()

@@ -33,6 +33,7 @@ class EchoEngine:
         self.go = threading.Event()
         self.is_deaf = is_deaf
         self.rows = {}
+        self.pinned = set()
         if go:
             self.go.set()
 
@@ -54,6 +55,12 @@ class EchoEngine:
 
     def cancel(self, row_id):
         self.rows.pop(row_id, None)
+
+    def warm(self, digest):
+        pass
+
+    def pin(self, digest, *, pinned):
+        (self.pinned.add if pinned else self.pinned.discard)(digest)
 
     def abort(self, error):
         results = [RowResult(row_id, error=InvalidRequest(str(error))) for row_id in self.rows]

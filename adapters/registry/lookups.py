@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from adapters.errors import NotFound
 from adapters.reference import Reference
-from adapters.registry.records import Adapter, Alias
+from adapters.registry.records import Adapter, Alias, Version, version_of
 from adapters.registry.tables import AdapterTable, AliasTable, VersionTable
 
 _MOST_TOLD = 10  # names in an error
@@ -70,6 +70,17 @@ def find_version(session: Session, adapter: AdapterTable, number: int) -> Versio
             param="adapter",
         )
     return row
+
+
+def any_version(session: Session, namespace: str, name: str, number: int) -> Version | None:
+    """Return a version, be it deleted or not; None if there never was one."""
+    found = session.execute(
+        select(VersionTable, AdapterTable)
+        .join(AdapterTable, VersionTable.adapter_id == AdapterTable.id)
+        .where(AdapterTable.namespace == namespace, AdapterTable.name == name)
+        .where(VersionTable.number == number)
+    ).first()
+    return None if found is None else version_of(*found)
 
 
 def latest(session: Session, adapter: AdapterTable) -> int:

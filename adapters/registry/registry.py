@@ -23,17 +23,13 @@ from adapters.registry.aliases import (
     remove_alias,
     roll_back,
 )
-from adapters.registry.backbones import (
-    all_backbones,
-    find_backbone_spec,
-    is_known,
-    put_backbone,
-)
+from adapters.registry.backbones import all_backbones, find_backbone_spec, is_known, put_backbone
 from adapters.registry.blobs import BlobStore
 from adapters.registry.database import Database
 from adapters.registry.lookups import (
     adapters_of,
     any_alias,
+    any_version,
     find_adapter,
     find_alias,
     find_version,
@@ -160,6 +156,11 @@ class Registry:
                     alias = any_alias(session, adapter, DEFAULT_ALIAS)
                 number = alias.version if alias else latest(session, adapter)
             return version_of(find_version(session, adapter, number), adapter)
+
+    def recall(self, name: str, number: int, namespace: str = DEFAULT_NAMESPACE) -> Version | None:
+        """Return a version, be it deleted or not; None if there never was one."""
+        with self._database.read() as session:
+            return any_version(session, namespace, name, number)
 
     def fetch(self, version: Version) -> Path:
         """Return a local folder with a version's bundle, which is not the caller's to change.

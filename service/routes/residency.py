@@ -7,22 +7,31 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 
+from adapters.backbone import BackboneSpec
 from adapters.reference import Reference
+from adapters.registry.records import Version
 from adapters.registry.registry import Registry
 from service.access.callers import Caller, Who
 from service.calls import EngineCalls
+from service.predictor import check_backbone
 from service.routes.adapters import Number
 
 
-def residency_router(registry: Registry, calls: EngineCalls) -> APIRouter:
+def residency_router(registry: Registry, calls: EngineCalls, backbone: BackboneSpec) -> APIRouter:
     router = APIRouter(prefix="/v1/adapters/{name}/versions/{number}", tags=["adapters"])
+
+    def find(name: str, number: int, who: Caller, how: str) -> Version:
+        # What is let go may be deleted by now, and holds its place for ever if it is not found.
+        if how == "unpin" and (version := registry.recall(name, number, who.namespace)):
+            return version
+        version = registry.resolve(Reference(name, version=number, namespace=who.namespace))
+        check_backbone(version, backbone)
+        return version
 
     async def hold(
         name: str, number: int, who: Caller, how: Literal["warm", "pin", "unpin"]
     ) -> dict[str, Any]:
-        version = await asyncio.to_thread(
-            registry.resolve, Reference(name, version=number, namespace=who.namespace)
-        )
+        version = await asyncio.to_thread(find, name, number, who, how)
         stats = await calls.hold(version.digest, how)
         return {
             "name": version.name,

@@ -28,6 +28,8 @@ from service.wire import (
 
 # The engine ends a row at its deadline by itself; past this the API does not trust it to.
 _GRACE_SECONDS = 3.0
+# What is asked between two steps; a long step is waited for, and Prometheus waits 10 s for us.
+_ASK_SECONDS = 8.0
 
 
 class EngineLine:
@@ -154,6 +156,7 @@ class EngineCalls:
         self._max_calls = max_calls
         self._max_tokens = max_tokens
         self._num_tokens = 0
+        self._num_asked = 0  # calls that are no prediction's
         self._uids = itertools.count()
         self._calls: dict[int, Call] = {}
         self._line: EngineLine | None = None
@@ -173,9 +176,18 @@ class EngineCalls:
 
     async def _ask(self, message: ReadStats | HoldAdapter) -> EngineStats:
         with self._enter() as call:
-            call.line = self._ready_line()
-            call.line.send(call.uid, message)
-            reply = await call.next()
+            self._num_asked += 1
+            try:
+                call.line = self._ready_line()
+                call.line.send(call.uid, message)
+                async with asyncio.timeout(_ASK_SECONDS):
+                    reply = await call.next()
+            except TimeoutError:
+                raise Unavailable(
+                    f"The engine has not answered for {_ASK_SECONDS:g} s. Try again after the time in Retry-After."
+                ) from None
+            finally:
+                self._num_asked -= 1
         assert isinstance(reply, EngineStats)
         return reply
 
@@ -187,9 +199,10 @@ class EngineCalls:
             Unavailable: the engine is not there, or the server stops.
         """
         self._ready_line()
-        if len(self._calls) >= self._max_calls:
+        num_calls = len(self._calls) - self._num_asked
+        if num_calls >= self._max_calls:
             raise Overloaded(
-                f"'{len(self._calls)}' calls are waiting, as many as this server takes. "
+                f"'{num_calls}' calls are waiting, as many as this server takes. "
                 "Try again after the time in Retry-After."
             )
         return self._enter()

@@ -145,6 +145,36 @@ def test_an_engine_that_ignores_the_deadline_is_not_waited_for(household, monkey
     asyncio.run(scenario())
 
 
+def test_an_engine_that_says_nothing_is_not_asked_for_ever_and_no_call_loses_its_place(
+    household, monkeypatch
+):
+    monkeypatch.setattr(service.calls, "_ASK_SECONDS", 0.05)
+    home = household(StuckEngine(), max_calls=2)
+
+    async def scenario():
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="has not answered"):
+                await home.calls.stats()
+        asked = [asyncio.create_task(home.calls.stats()) for _ in range(4)]
+        await asyncio.sleep(0)
+        home.calls.open().close()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(scenario())
+    home.engines[0].go.set()
+
+
+class StuckEngine(EchoEngine):
+    """Tells nothing until it goes."""
+
+    def __init__(self):
+        super().__init__(go=False)
+
+    def snapshot(self):
+        self.go.wait()
+        return super().snapshot()
+
+
 def test_an_engine_that_dies_answers_its_calls_at_once_and_the_next_takes_over(household):
     home = household(EchoEngine(go=False), EchoEngine())
 

@@ -14,6 +14,7 @@ from typing import Literal
 from adapters.errors import DeadlineExceeded, HeadstockError, Overloaded, TooLarge, Unavailable
 from adapters.runtime.rows import Row, RowResult
 from adapters.runtime.stats import EngineStats
+from adapters.tasks.base import Generation
 from service.wire import (
     CancelRows,
     HoldAdapter,
@@ -222,7 +223,8 @@ class EngineCalls:
         if tokens > self._max_tokens:
             raise TooLarge(
                 f"The call's prompts and answers take '{tokens}' tokens; at most {self._max_tokens} go into one "
-                "call. Send fewer inputs, or raise HEADSTOCK_MAX_WAITING_TOKENS on the server."
+                "call. Send fewer inputs, ask for shorter answers or fewer logprobs, or raise "
+                "HEADSTOCK_MAX_WAITING_TOKENS on the server."
             )
         if self._num_tokens + tokens > self._max_tokens:
             raise Overloaded(
@@ -292,8 +294,13 @@ def _starting() -> Unavailable:
 
 
 def num_tokens(rows: Sequence[Row]) -> int:
-    """Return the tokens of the rows' prompts and of the longest answers they may get."""
-    return sum(
-        len(row.token_ids) + (row.generation.max_new_tokens if row.generation else 0)
-        for row in rows
-    )
+    """Return the tokens of the rows' prompts and of the longest answers they may get, those told beside them too."""
+    return sum(len(row.token_ids) + _answer_tokens(row.generation) for row in rows)
+
+
+def _answer_tokens(generation: Generation | None) -> int:
+    if generation is None:
+        return 0
+    # Each takes some 600 bytes on its way, the token's own log-probability as much as one of the likeliest.
+    told = 0 if generation.num_logprobs is None else 1 + generation.num_logprobs
+    return generation.max_new_tokens * (1 + told)

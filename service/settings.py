@@ -84,7 +84,9 @@ class Settings(BaseSettings):
         512, ge=1, description="Calls in flight beyond which 429 is sent."
     )
     max_waiting_tokens: int = Field(
-        2**20, ge=16, description="Prompt and answer tokens in flight beyond which 429 is sent."
+        2**20,
+        ge=16,
+        description="Prompt and answer tokens in flight, and logprobs told of them, beyond which 429 is sent.",
     )
     request_timeout_seconds: float = Field(
         600.0, gt=0, le=3600, description="Time that a call gets if it does not say."

@@ -9,6 +9,7 @@ import service.calls
 from adapters.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge, Unavailable
 from adapters.runtime.rows import Row
 from adapters.tasks.base import Generation
+from service.calls import num_tokens
 from service.wire import RowParts, RowsDone
 from tests.engines import EchoEngine, Household
 from tests.servers import wait_until
@@ -94,6 +95,12 @@ def test_too_many_calls_or_tokens_are_refused_at_once_and_let_in_again_later(hou
         return await home.run([row("d", *[5] * 10)])
 
     assert outputs(asyncio.run(scenario())) == [(5,) * 10]
+
+
+@pytest.mark.parametrize(("num_logprobs", "tokens"), [(None, 6), (0, 9), (20, 69)])
+def test_a_token_whose_likeliest_are_told_counts_as_that_many_more(num_logprobs, tokens):
+    generation = Generation(3, (), num_logprobs=num_logprobs)
+    assert num_tokens([Row("a", [5] * 3, generation=generation)]) == tokens
 
 
 def test_later_rounds_belong_to_the_call_that_was_let_in(household):

@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,21 +70,19 @@ class Predictor:
         items: Sequence[PredictItem],
         deadline: float | None = None,
         caller: Caller = _ANYONE,
-    ) -> list[Prepared | HeadstockError]:
-        """Return each item's rows, or what is wrong with it; nobody else's fault touches an item.
+    ) -> Iterator[Prepared | HeadstockError]:
+        """Yield each item's rows, or what is wrong with it; nobody else's fault touches an item.
 
         Args:
             deadline: `Row.deadline` of all rows.
             caller: whose adapters bare names mean.
         """
         generation = self._generations.current()
-        prepared: list[Prepared | HeadstockError] = []
         for item in items:
             try:
-                prepared.append(self._prepare(item, generation, deadline, caller))
+                yield self._prepare(item, generation, deadline, caller)
             except HeadstockError as error:
-                prepared.append(error)
-        return prepared
+                yield error
 
     def finish(
         self, prepared: Sequence[Prepared | HeadstockError], results: Sequence[RowResult]

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 _NUM_QUICK, _NUM_SLOW = 8, 32
+_NUM_A_TURN = 16
 _NICENESS = 10
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,6 +34,16 @@ _SLOW = ThreadPoolExecutor(_NUM_SLOW, thread_name_prefix="slow", initializer=_gi
 async def in_quick_thread(act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return what a function returns that waits for no store."""
     return await asyncio.get_running_loop().run_in_executor(_QUICK, lambda: act(*args, **kwargs))
+
+
+async def in_quick_turns(each: Iterator[T]) -> list[T]:
+    """Return all that an iterator gives, some at a time: others' work comes in between, and a cancel ends it."""
+    made: list[T] = []
+    while True:
+        some = await in_quick_thread(lambda: list(itertools.islice(each, _NUM_A_TURN)))
+        made += some
+        if len(some) < _NUM_A_TURN:
+            return made
 
 
 async def in_slow_thread(act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from adapters.backbone import BackboneSpec
 from adapters.errors import HeadstockError, NotFound
-from adapters.runtime.rows import Row
+from adapters.runtime.rows import Row, RowResult
 from adapters.tasks.base import Pooling, Prompt, fit_prompt
 from adapters.tokenizer import Tokenizer
 from adapters.validation import shown
 from service.calls import EngineCalls
 from service.protocols import embeddings
-from service.routes.predict import unless_gone
+from service.routes.predict import in_time, unless_gone
 from service.settings import Settings
-from service.threads import in_quick_thread
+from service.threads import in_quick_turns
 
 
 def embeddings_router(
@@ -28,8 +29,10 @@ def embeddings_router(
     max_tokens = min(settings.max_row_tokens, backbone.max_tokens)
     default: Pooling = "last" if backbone.family == "decoder" else "mean"
 
-    def rows_of(body: embeddings.EmbeddingsBody, texts: list[str], deadline: float) -> list[Row]:
-        return [
+    def rows_of(
+        body: embeddings.EmbeddingsBody, texts: list[str], deadline: float
+    ) -> Iterator[Row]:
+        return (
             Row(
                 uuid.uuid4().hex,
                 fit_prompt(
@@ -45,7 +48,7 @@ def embeddings_router(
                 deadline=deadline,
             )
             for i, text in enumerate(texts)
-        ]
+        )
 
     @router.post("/embeddings")
     async def embed(body: embeddings.EmbeddingsBody, request: Request) -> dict[str, Any]:
@@ -57,9 +60,14 @@ def embeddings_router(
             )
         texts = embeddings.texts_of(body, settings.max_rows_per_call)
         deadline = time.monotonic() + settings.request_timeout_seconds
-        with calls.open() as call:
-            rows = await in_quick_thread(rows_of, body, texts, deadline)
-            results = await unless_gone(request, call.run(rows))
+
+        async def run() -> tuple[list[Row], list[RowResult]]:
+            with calls.open() as call:
+                reading = in_quick_turns(rows_of(body, texts, deadline))
+                rows = await in_time(deadline, reading)
+                return rows, await call.run(rows)
+
+        rows, results = await unless_gone(request, run())
         answer = embeddings.answer(body, results, sum(len(row.token_ids) for row in rows))
         if isinstance(answer, HeadstockError):
             raise answer

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from adapters.errors import HeadstockError, Unavailable
+from adapters.errors import DeadlineExceeded, HeadstockError, Unavailable
 from service.access.callers import Who
 from service.calls import Call, EngineCalls
 from service.events import EventStream, prediction_events
 from service.predictor import Predictor, Prepared, rows_of, with_earlier_usage
 from service.protocols import native
 from service.settings import Settings
-from service.threads import in_quick_thread
+from service.threads import in_quick_thread, in_quick_turns
 from service.wire import RowsDone
 
 _LOOK_SECONDS = 0.25  # how often a waiting call looks whether its client is still there
@@ -37,12 +37,19 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
         deadline = time.monotonic() + seconds
         if body.stream:
             prepare = functools.partial(predictor.prepare_stream, items[0], deadline, who)
-            return await _stream(predictor, calls.open(), request, prepare)
-        with calls.open() as call:
-            prepared = await in_quick_thread(predictor.prepare, items, deadline, who)
-            num_rows = len(rows_of(prepared))
-            native.check_rows(num_rows, len(items), settings.max_rows_per_call)
-            return native.answer(await _answers(predictor, call, request, prepared))
+            call = calls.open()
+            reading = in_time(deadline, in_quick_thread(prepare))
+            return await _stream(predictor, call, request, reading)
+
+        async def answers() -> list[dict[str, Any] | HeadstockError]:
+            with calls.open() as call:
+                reading = in_quick_turns(iter(predictor.prepare(items, deadline, who)))
+                prepared = await in_time(deadline, reading)
+                num_rows = len(rows_of(prepared))
+                native.check_rows(num_rows, len(items), settings.max_rows_per_call)
+                return await _answers(predictor, call, prepared)
+
+        return native.answer(await unless_gone(request, answers()))
 
     @router.get("/stats")
     async def stats() -> dict[str, Any]:
@@ -55,16 +62,15 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
 async def _answers(
     predictor: Predictor,
     call: Call,
-    request: Request,
     prepared: Sequence[Prepared | HeadstockError],
 ) -> list[dict[str, Any] | HeadstockError]:
     """Return the items' answers, after as many rounds of the engine as they take."""
     rows = rows_of(prepared)
-    results = await unless_gone(request, call.run(rows)) if rows else []
+    results = await call.run(rows) if rows else []
     answers = await in_quick_thread(predictor.finish, prepared, results)
     again = await in_quick_thread(predictor.follow_ups, prepared, answers)
     if again:
-        later = await _answers(predictor, call, request, list(again.values()))
+        later = await _answers(predictor, call, list(again.values()))
         for i, answer in zip(again, later, strict=True):
             answers[i] = with_earlier_usage(answers[i], answer)
     return answers
@@ -74,11 +80,11 @@ async def _stream(
     predictor: Predictor,
     call: Call,
     request: Request,
-    prepare: Callable[[], Prepared],
+    reading: Coroutine[Any, Any, Prepared],
 ) -> Response:
     """Return the events of one generated answer, or raise what is wrong before there is any."""
     try:
-        prepared = await in_quick_thread(prepare)
+        prepared = await unless_gone(request, reading)
         call.send(prepared.rows)
         first = await unless_gone(request, call.next())
         if isinstance(first, RowsDone) and (error := first.results[0].error):
@@ -95,8 +101,19 @@ async def _stream(
     return EventStream(events, call)
 
 
+async def in_time(deadline: float, reading: Coroutine[Any, Any, T]) -> T:
+    """Await what reads a call's text, until the call's deadline."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await reading
+    except TimeoutError:
+        raise DeadlineExceeded(
+            "The text was not read in the time this request had. Raise timeout_seconds, or send less."
+        ) from None
+
+
 async def unless_gone(request: Request, waiting: Coroutine[Any, Any, T]) -> T:
-    """Await a call of the engine, and cancel it if the client goes away."""
+    """Await what a client waits for, and cancel it if the client goes away."""
     task = asyncio.create_task(waiting)
     try:
         while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from dataclasses import replace
 
@@ -60,6 +61,23 @@ class TwoRounds(BytesPredictor):
             return {}
         self.between()
         return {0: replace(prepared[0], rows=[replace(prepared[0].rows[0], row_id="again")])}
+
+
+class SlowPredictor(BytesPredictor):
+    """Reads no item before it may."""
+
+    def __init__(self):
+        self.may_read, self.is_over = threading.Event(), threading.Event()
+        self.num_read = 0
+
+    def prepare(self, items, deadline=None, caller=None):
+        try:
+            for item in items:
+                self.num_read += 1
+                self.may_read.wait()
+                yield self.prepare_stream(item, deadline)
+        finally:
+            self.is_over.set()
 
 
 class Site:
@@ -234,6 +252,23 @@ def test_timeout_seconds_becomes_the_rows_deadline(site):
     for more in ({"timeout_seconds": 5}, {}):
         asyncio.run(here.post({"adapter": "a", "inputs": ["x"], **more}))
     assert deadlines == [pytest.approx(5, abs=1), pytest.approx(60, abs=1)]
+
+
+def test_a_text_that_takes_too_long_to_read_is_answered_at_the_deadline(site):
+    predictor = SlowPredictor()
+    body = {"adapter": "a", "inputs": ["x"], "timeout_seconds": 0.05}
+    status, _, text = asyncio.run(site(predictor=predictor).post(body))
+    predictor.may_read.set()
+    assert (status, json.loads(text)["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_the_text_of_a_client_that_goes_away_is_not_read_to_its_end(site):
+    predictor = SlowPredictor()
+    here = site(predictor=predictor)
+    asyncio.run(here.post({"adapter": "a", "inputs": ["x"] * 100}, leave_after=0))
+    predictor.may_read.set()
+    assert predictor.is_over.wait(60)
+    assert predictor.num_read < 100
 
 
 def _refuse():

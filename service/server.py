@@ -52,7 +52,10 @@ from service.supervisor import Supervisor
 from service.wire import Wire
 
 logger = logging.getLogger(__name__)
-_LAST_ANSWERS_SECONDS = 1.0  # what the API thread gets to send the errors out
+_LAST_ANSWERS_SECONDS = (
+    5.0  # at most, to end estimates and to answer with errors, on a busy machine, too
+)
+_LAST_BYTES_SECONDS = 1.0  # at least, for clients to read what they were answered
 _WORKER_STATUS = f"{API_PATH.strip('/')}_0"
 
 
@@ -97,7 +100,7 @@ class Server(ls.LitServer):
         self.workers.stop()
         if not self.has_started:
             _end_process(0)
-        self._wait_until_sent(max(deadline - time.monotonic(), _LAST_ANSWERS_SECONDS))
+        self._wait_until_sent(max(deadline - time.monotonic(), _LAST_BYTES_SECONDS))
         self._shutdown_event.set()
 
     def _wait_until_sent(self, seconds: float) -> None:
@@ -122,7 +125,7 @@ class Server(ls.LitServer):
             return
         logger.critical("The engine is not started again: %s. The server ends.", reason)
         self.traffic.wait_until_idle(_LAST_ANSWERS_SECONDS)
-        self._wait_until_sent(_LAST_ANSWERS_SECONDS)
+        self._wait_until_sent(_LAST_BYTES_SECONDS)
         _end_process(1)
 
     def _start_server(

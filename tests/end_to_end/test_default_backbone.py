@@ -131,7 +131,7 @@ def test_in_bf16_company_changes_no_answer_but_near_ties(home, trained, by_kerne
             if choice != best[column]:
                 flips[i % 2] += 1
                 assert solo[best[column], column] - solo[choice, column] < 2 * step[i % 2]
-    assert flips[0] <= max(1, 0.01 * num_texts)
+    assert flips[0] <= 0.01 * num_texts
     # Nobody trained the head of the spans: its choices are closer than a trained one's, how close depends on the CPU.
     assert flips[1] <= 0.05 * num_texts
     agreed = [

@@ -139,14 +139,14 @@ def test_linear_layers_are_torchs_and_the_same_in_any_company(kernels, num_outpu
     generator = torch.Generator().manual_seed(num_outputs)
     weight = torch.randn(num_outputs, num_inputs, generator=generator).bfloat16()
     if not kernels.fits_linear(weight):
-        pytest.skip("This processor has no AVX512-BF16, or has AMX, which oneDNN is faster with.")
+        pytest.skip("This processor has AMX, which oneDNN is faster with.")
     bias = torch.randn(num_outputs, generator=generator)
     x = torch.randn(60, num_inputs, generator=generator).bfloat16()
     panels = to_panels(weight)
     actual = kernels.linear(x, panels, bias, num_outputs)
     expected = x.double() @ weight.double().T + bias.double()
     torch.testing.assert_close(actual.double(), expected, atol=0.02, rtol=0.01)
-    for count in (1, 2, 7, 8, 9, 15, 16, 17, 33):
+    for count in (*range(1, 20), 33):
         alone = kernels.linear(x[:count], panels, bias, num_outputs)
         assert torch.equal(alone, actual[:count])
 

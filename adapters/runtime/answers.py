@@ -114,27 +114,26 @@ class Answers:
         return finder.feed(active.generated[-1:])
 
     def _score(self, done: Pass, rows: list[int]) -> Iterator[tuple[Active, Outcome]]:
-        """Put each scoring row through its own head, rows of one adapter together."""
-        by_adapter: dict[str, list[tuple[Active, Tensor]]] = {}
+        """Put each scoring row through its adapter's head; what goes wrong there is that row's alone."""
         for i in rows:
             active = done.parts[i].active
-            hidden_TD = (
-                torch.cat([*active.hidden, done.hidden_of(i)])
-                if active.hidden
-                else done.hidden_of(i)
-            )
-            if active.row.embed is not None:
-                yield active, _embedding(hidden_TD, active.row.embed)
-            elif active.row.adapter is not None:
-                by_adapter.setdefault(active.row.adapter, []).append((active, hidden_TD))
-        for digest, members in by_adapter.items():
             try:
-                logits = self._bank.apply_head(digest, [hidden_TD for _, hidden_TD in members])
-                none: list[Tensor | None] = [None] * len(members)
-                outcomes: list[Outcome] = [_scores(x) for x in logits or none]
-            except Exception as error:  # a head fails its own rows, not those of other adapters
-                outcomes = [error] * len(members)
-            yield from zip((active for active, _ in members), outcomes, strict=True)
+                outcome = self._outcome(active, done.hidden_of(i))
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                outcome = out_of_memory()
+            except torch.AcceleratorError:  # the device is lost, for all rows
+                raise
+            except Exception as error:
+                outcome = error
+            yield active, outcome
+
+    def _outcome(self, active: Active, last_TD: Tensor) -> Outcome:
+        hidden_TD = torch.cat([*active.hidden, last_TD]) if active.hidden else last_TD
+        if active.row.embed is not None:
+            return _embedding(hidden_TD, active.row.embed)
+        assert active.row.adapter is not None
+        return _scores(self._bank.apply_head(active.row.adapter, hidden_TD))
 
 
 def _choice(active: Active) -> Choice:

@@ -109,12 +109,10 @@ class Bank:
     def task_of(self, digest: str) -> str:
         return self._residents[digest].weights.task
 
-    def apply_head(self, digest: str, spans_TD: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return each row's fp32 logits from its hidden states: ``[O]`` or ``[T, O]``; None without a head."""
+    def apply_head(self, digest: str, hidden_TD: Tensor) -> Tensor | None:
+        """Return a row's fp32 logits from its hidden states: ``[O]`` or ``[T, O]``; None without a head."""
         head = self._residents[digest].weights.head
-        if head is None:
-            return None
-        return [_logits(head, span_TD) for span_TD in spans_TD]
+        return None if head is None else _logits(head, hidden_TD)
 
     def check_size(self, size_bytes: int) -> None:
         """Raise `InvalidBundle` if an adapter would not fit even alone."""

@@ -14,7 +14,7 @@ from service.jobs.outcomes import register_result
 from service.jobs.records import Job
 from service.jobs.run_events import as_job_event, progress_of, read_events
 from service.jobs.run_folders import RunFolder
-from service.jobs.states import ENDED
+from service.jobs.states import ENDED, Status
 from service.launchers.base import GONE, NOT_STARTED, OUT_OF_MEMORY
 from service.runs import last_line
 from training.contract import Event, EventKind, ExitCode
@@ -204,10 +204,11 @@ class Attempt:
             self._failed("timeout", told, "resources.timeout_seconds")
         elif reason == "pause" and (code == ExitCode.PAUSED or code in _BY_SIGTERM):
             self._folder.store_checkpoint()
-            queue.stop(job, attempt, cancelled=False)
+            self._clear_if_cancelled(queue.stop(job, attempt, cancelled=False))
         elif code == ExitCode.PAUSED or code in _BY_SIGTERM or reason is not None:
             self._folder.store_checkpoint()
-            queue.give_back(job, attempt, "its worker stopped", is_failure=reason is None)
+            left = queue.give_back(job, attempt, "its worker stopped", is_failure=reason is None)
+            self._clear_if_cancelled(left)
         elif code == OUT_OF_MEMORY:
             bound = self._job.order.resources.memory_bytes
             told = f"It needed more memory than its bound of '{bound}' bytes. Raise resources.memory_bytes."
@@ -221,6 +222,11 @@ class Attempt:
             left = queue.give_back(job, attempt, _how(code, self._folder.log), is_failure=True)
             if left.status in ENDED:
                 self._clear = self._folder.remove_copies
+
+    def _clear_if_cancelled(self, job: Job) -> None:
+        """Leave nothing of a job that was cancelled while its run was stopping for another reason."""
+        if job.status == Status.CANCELLED:
+            self._clear = self._folder.remove
 
     def _succeed(self) -> None:
         result = self._folder.result()

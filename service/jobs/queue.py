@@ -267,9 +267,9 @@ class JobQueue:
             return job_of(row)
 
     def stop(self, job: str, attempt: int, *, cancelled: bool) -> Job:
-        """Record that a run was stopped as wished: for good, or paused."""
+        """Record that a run was stopped as wished: for good, or paused; a cancel that came after the pause counts."""
         with self._mine(job, attempt) as (session, row):
-            if cancelled:
+            if cancelled or row.wish == "cancel":
                 _end(session, row, Status.CANCELLED, "Cancelled")
             else:
                 _back(session, row, "Stopped, with a checkpoint")

@@ -223,3 +223,12 @@ def test_whatever_happens_each_job_has_one_end_and_one_owner(new_stores, history
         found = queue.get(job)
         assert found.status == ends.get(job, "running" if job in owned else "queued")
         assert (found.finished_at is not None) == (job in ends)
+
+
+def test_a_cancel_after_a_pause_ends_the_job_when_its_run_stops_for_the_pause(queue):
+    job = submit(queue)
+    claimed = queue.claim("w")
+    queue.pause(job.id)
+    queue.cancel(job.id)
+    assert queue.stop(job.id, claimed.attempt, cancelled=False).status == "cancelled"
+    assert queue.claim("w") is None

@@ -375,3 +375,19 @@ def test_the_log_of_a_job_that_is_given_up_is_kept(place, submit, work, launcher
     assert place.objects.get(f"jobs/{job}/log.txt", tmp_path / "log.txt")
     assert (tmp_path / "log.txt").read_text() == "last words\n"
     wait_until(lambda: not (place.home / "jobs" / job / "data").exists())
+
+
+def test_a_job_that_is_cancelled_while_it_stops_for_a_pause_is_cancelled(
+    place, submit, work, launcher
+):
+    launcher.codes, launcher.heeds_stop = [None], False
+    job = submit()
+    work()
+    wait_until(lambda: launcher.started and place.queue.get(job).handle)
+    place.queue.pause(job)
+    wait_until(lambda: launcher.stopped)  # it saves its checkpoint now
+    place.queue.cancel(job)
+    launcher.ends["run-0"] = ExitCode.PAUSED
+    assert ended(place, job).status == "cancelled"
+    wait_until(lambda: launcher.forgotten)
+    wait_until(lambda: not launcher.started[0].folder.exists())

@@ -89,8 +89,10 @@ def _earlier(session: Session, adapter: AdapterTable, row: AliasTable) -> int | 
             path.clear()
         elif not move.is_rollback:
             path.append(move.version)
-        elif move.version in path:
-            del path[path.index(move.version) + 1 :]
+        else:  # back to where it was last, for it may have been there before that too
+            del path[-1:]
+            while path and path[-1] != move.version:
+                path.pop()
     there = set(session.scalars(live_versions(adapter).with_only_columns(VersionTable.number)))
     return next((n for n in reversed(path[:-1]) if n in there and n != row.version), None)
 

@@ -212,6 +212,15 @@ def test_rolling_back_passes_over_what_is_deleted(registry, bundles):
     assert registry.roll_back("a", "production").version == 1
 
 
+def test_rolling_back_to_where_an_alias_was_twice_goes_on_from_the_later_time(registry, bundles):
+    for name in "012":
+        registry.create_version("a", bundles / name)
+    for number in (1, 2, 1, 3):
+        registry.set_alias("a", "production", number)
+    back = [registry.roll_back("a", "production").version for _ in range(3)]
+    assert back == [1, 2, 1]
+
+
 def test_an_alias_made_again_does_not_fit_an_old_etag(registry, bundles):
     for name in "01":
         registry.create_version("a", bundles / name)

@@ -12,6 +12,7 @@ from adapters.errors import Conflict, InvalidRequest
 from adapters.registry.records import Alias
 from adapters.tasks.catalog import get_task
 
+_ROUNDING = 1e-9  # 0.57 - 0.56 is less than 0.01 in floating point
 _LESS_IS_BETTER = frozenset({"ece", "loss", "perplexity", "rmse"})
 
 
@@ -66,7 +67,7 @@ def compare(candidate: Manifest, current: Manifest | None, rule: Rule) -> Compar
     _check_rows(candidate, current)
     ours, theirs = _value(candidate, metric), _value(current, metric)
     gain = theirs - ours if metric in _LESS_IS_BETTER else ours - theirs
-    is_met = gain >= rule.min_gain
+    is_met = gain >= rule.min_gain - _ROUNDING
     told = f"{metric} is {ours:.4f} against {theirs:.4f}, a gain of {gain:+.4f}"
     reason = f"{told}; at least {rule.min_gain:+.4f} was asked."
     return Comparison(metric, ours, theirs, gain, is_met, reason)

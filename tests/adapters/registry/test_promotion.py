@@ -2,8 +2,9 @@
 
 import pytest
 
+from adapters.bundle import read_manifest
 from adapters.errors import Conflict, InvalidRequest
-from adapters.registry.promotion import Rule
+from adapters.registry.promotion import Rule, compare
 from tests.bundles import classifier, save_bundle
 from tests.registries import open_registry
 
@@ -94,3 +95,12 @@ def test_a_promotion_on_old_knowledge_is_refused(registry):
     for rule in (Rule(), Rule(min_gain=0.5)):  # met, and not met
         with pytest.raises(Conflict, match="revision"):
             registry.promote("a", "production", 2, rule, if_revision=first.revision)
+
+
+def test_a_gain_of_just_what_is_asked_is_enough(decoder_spec, bundles):
+    def measured(accuracy):
+        manifest = read_manifest(bundles / "0")
+        return manifest.model_copy(update={"metrics": {"after": {"accuracy": accuracy}}})
+
+    assert compare(measured(0.57), measured(0.56), Rule(min_gain=0.01)).is_met
+    assert not compare(measured(0.5699), measured(0.56), Rule(min_gain=0.01)).is_met

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from adapters.backbone import BackboneSpec
 from adapters.errors import Conflict, InvalidData, InvalidRequest, NotFound
 from adapters.reference import Reference, parse_reference
-from adapters.registry.promotion import Rule, check_rule
 from adapters.registry.registry import Registry
 from adapters.tasks.catalog import task_class
 from adapters.validation import listed
@@ -16,6 +15,7 @@ from service.access.callers import Caller
 from service.jobs.checking import check_order_data
 from service.jobs.files import Files
 from service.jobs.orders import JobOrder, JobPlan, LauncherName
+from service.jobs.outcomes import check_register
 from service.launchers.base import Launcher
 
 # What a run calls a field, and what an order does.
@@ -56,6 +56,8 @@ class Intake:
             NotFound: its model or a file is not there.
             Conflict: its adapter's name is another task's.
         """
+        if order.register_as is not None:
+            check_register(order.register_as)
         launcher = self._check_resources(order)
         spec, parent = await asyncio.to_thread(self._model, order.model, who)
         named = {
@@ -97,9 +99,6 @@ class Intake:
                 param="resources.launcher",
             )
         self._launchers[launcher].check(order.resources)
-        if order.register_as is not None and order.register_as.promote_if is not None:
-            gate = order.register_as.promote_if
-            check_rule(Rule(gate.metric, gate.min_gain))
         return launcher
 
     def _model(self, name: str, who: Caller) -> tuple[BackboneSpec, str | None]:

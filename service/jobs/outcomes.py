@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from adapters.errors import Conflict
-from adapters.registry.promotion import Rule
+from adapters.errors import Conflict, InvalidRequest
+from adapters.reference import check_name
+from adapters.registry.notes import check_note, check_tags
+from adapters.registry.promotion import Rule, check_rule
 from adapters.registry.records import Version
 from adapters.registry.registry import Registry
+from service.jobs.orders import Register
 from service.jobs.records import Job
 
 JOB_TAG = "job"
+
+
+def check_register(wanted: Register) -> None:
+    """Raise `InvalidRequest` for what the registry would refuse after the training; ``param`` names the field."""
+    checks: dict[str, Callable[[], object]] = {
+        "alias": lambda: wanted.alias is None or check_name(wanted.alias, what="alias"),
+        "note": lambda: check_note(wanted.note),
+        "tags": lambda: check_tags({**wanted.tags, JOB_TAG: ""}),
+    }
+    for field, check in checks.items():
+        try:
+            check()
+        except InvalidRequest as error:
+            error.param = f"register.{field}"
+            raise
+    if (gate := wanted.promote_if) is not None:
+        check_rule(Rule(gate.metric, gate.min_gain))
 
 
 def register_result(registry: Registry, job: Job, bundle: Path) -> tuple[str, str]:

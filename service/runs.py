@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from adapters.errors import InvalidData, RunFailed, RunPaused
 from service.lifeline import PARENT_VARIABLE
@@ -159,19 +160,20 @@ class RunProgress:
 
     def show(self, event: Event) -> None:
         if event.kind == EventKind.STAGE:
-            self._console.print(f"  {self._title}: {event.message}", highlight=False)
+            self._say(event.message)
             # No total yet: the bar moves to and fro until the stage tells how far it is.
             self._bars.reset(self._stage, total=None, description=event.data["stage"], note="")
         elif event.kind == EventKind.WARNING:
-            self._console.print(
-                f"  {self._title}: [yellow]note:[/] {event.message}", highlight=False
-            )
+            self._say(("note:", "yellow"), f" {event.message}")
         elif event.kind == EventKind.METRICS and event.data["of"] == "fit":
             found = "  ".join(f"{k} {v:.4f}" for k, v in event.data["metrics"].items())
-            told = f"validation after step {event.data['step']}: {found}"
-            self._console.print(f"  {self._title}: {told}", highlight=False)
+            self._say(f"validation after step {event.data['step']}: {found}")
         elif event.kind == EventKind.PROGRESS:
             loss, pace = event.data.get("loss"), event.data.get("rows_per_second")
             note = f"loss {loss:.3f}, {pace:g} rows/s" if isinstance(loss, float) else ""
             total, done = event.data["total"], event.data["done"]
             self._bars.update(self._stage, total=total, completed=done, note=note)
+
+    def _say(self, *parts: str | tuple[str, str]) -> None:
+        """Print a line as it is: labels of the data stand in it, which may look like markup."""
+        self._console.print(Text.assemble(f"  {self._title}: ", *parts), soft_wrap=True)

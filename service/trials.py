@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from adapters.errors import InvalidData, InvalidRequest, RunFailed
 from service.run_configs import json_or_text, run_config
@@ -145,7 +146,8 @@ def trial_table(rows: Sequence[Mapping[str, Any]], best: str | None) -> Table:
         table.add_column(column, justify="left" if column in ("name", "error") else "right")
     for row in rows:
         style = "bold" if row["name"] == best else ""
-        table.add_row(*(_shown(row.get(column)) for column in columns), style=style)
+        cells = [Text(_shown(row.get(column))) for column in columns]  # errors may look like markup
+        table.add_row(*cells, style=style)
     return table
 
 

@@ -68,6 +68,7 @@ class Client:
     ) -> None:
         key = api_key or os.environ.get(KEY_VARIABLE)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        _check_url(url)
         self._http = httpx.Client(base_url=url, timeout=timeout_seconds, headers=headers)
         self._retries = retries
 
@@ -287,6 +288,17 @@ class Client:
             f"No server answers at {self._http.base_url} ({type(error).__name__}). Start one with "
             "'headstock serve'.",
         )
+
+
+def _check_url(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+        is_whole = parsed.scheme in ("http", "https") and bool(parsed.host)
+    except httpx.InvalidURL:
+        is_whole = False
+    if not is_whole:
+        said = f"'{url}' is not the address of a server. Write one such as http://127.0.0.1:8000."
+        raise ClientError(0, "invalid_url", said)
 
 
 def _route(adapter: str) -> dict[str, str]:

@@ -140,3 +140,13 @@ def test_lists_of_adapters_are_read_page_by_page():
     client = Client()
     client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
     assert [adapter["name"] for adapter in client.list_adapters()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "", "http://", "http://127.0.0.1:port", "ftp://a"]
+)
+def test_what_is_no_address_is_said_before_a_call(url):
+    with pytest.raises(ClientError, match="Write one such as http://") as caught:
+        Client(url)
+    assert (caught.value.status, caught.value.code) == (0, "invalid_url")
+    assert f"'{url}'" in caught.value.message

@@ -54,9 +54,12 @@ def train(
     home: Home = None,
 ) -> None:
     """Train an adapter on a file of examples."""
+    from adapters.reference import check_name
     from service.run_configs import options_from, pairs, run_config
     from training.contract import BUNDLE_NAME
 
+    if name:
+        check_name(name, what="adapter name")  # now, not when the run is over
     settings = load(home=home, backbone=backbone)
     config = run_config(
         action="estimate" if dry_run else "train",
@@ -75,8 +78,8 @@ def train(
         },
         lora={"rank": rank, "last_layers": last_layers},
         fit={
-            "epochs": epochs or "auto",
-            "learning_rate": learning_rate or "auto",
+            "epochs": "auto" if epochs is None else epochs,
+            "learning_rate": "auto" if learning_rate is None else learning_rate,
             "max_tokens": max_tokens,
             "seed": seed,
         },

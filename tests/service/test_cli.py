@@ -189,6 +189,16 @@ def test_a_change_that_fits_no_field_of_the_run_is_refused(tmp_path, change, sai
     assert_one_line(done, said)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--epochs", "0", "'0'"), ("--learning-rate", "0", "'0.0'"), ("--name", "A b", "'A b'")],
+)
+def test_what_a_run_could_not_use_is_refused_before_it(tmp_path, option, value, said):
+    arguments = ["summarization", tmp_path / "none.jsonl", "--out", tmp_path / "out"]
+    assert_one_line(headstock("train", *arguments, option, value), said)
+    assert not (tmp_path / "out").exists()
+
+
 def test_any_field_of_a_run_can_be_set():
     from service.run_configs import run_config
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from adapters.errors import InvalidData, InvalidRequest, TextTooLong
 from adapters.tasks.base import Labelled
-from adapters.tasks.catalog import AnyTask
+from adapters.tasks.catalog import AnyTask, task_class
 from adapters.tasks.words import split_words
 from adapters.tokenizer import Tokenizer
 from training import checks
@@ -41,8 +41,11 @@ def check_data(settings: DataSettings, task: str | None) -> Checked:
         task: the task's name; None tells it by the columns of the training file.
 
     Raises:
+        InvalidRequest: there is no such task.
         InvalidData: a file can't be read at all, its columns fit no task, or a share gives no row.
     """
+    if task is not None:
+        task_class(task)
     files = _read_files(settings, task)
     splits = _divide(files, settings)
     report = Report(task=files["train"].columns.task)

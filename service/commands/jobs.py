@@ -38,9 +38,13 @@ def submit(
 ) -> None:
     """Send files and order an adapter."""
     from adapters.backbone import backbone_name
+    from adapters.errors import InvalidRequest
     from service.client import Client
     from service.run_configs import changed
 
+    for path in (data, validation, test):  # all of them before the first is sent
+        if path is not None and not path.is_file():
+            raise InvalidRequest(f"No file '{path}'. Check the path.")
     with Client(url) as client:
         order: dict[str, Any] = {
             "model": model or backbone_name(load().backbone),

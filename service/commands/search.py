@@ -74,8 +74,8 @@ def sweep(
     }
     choices = read_choices(vary or _DEFAULT_CHOICES)
     drawn = {f"trial-{i:03}": c for i, c in enumerate(draw_choices(choices, trials, seed), 1)}
-    fixed = dict(pair.split("=", 1) for pair in setting or [])
-    configs = {name: varied(_with(base, fixed), choice) for name, choice in drawn.items()}
+    fixed = _with(base, setting or [])
+    configs = {name: varied(fixed, choice) for name, choice in drawn.items()}
     rows, best = _run(configs, drawn, out, settings.home, "validation", "sweep.json")
     metric = _metric_of(best)
     plot_trials(rows, list(choices), metric, out / "sweep.svg")
@@ -120,19 +120,16 @@ def compare(
         },
         "fit": {"max_tokens": max_tokens},
     }
-    fixed = dict(pair.split("=", 1) for pair in setting or [])
-    configs = {
-        name: varied(_with(base, fixed), {"backbone": source}) for name, source in names.items()
-    }
+    fixed = _with(base, setting or [])
+    configs = {name: varied(fixed, {"backbone": source}) for name, source in names.items()}
     empty: dict[str, dict[str, Any]] = {name: {} for name in names}
     _, best = _run(configs, empty, out, settings.home, "after", "compare.json")
     typer.echo(f"Best: {best.name}, {_metric_of(best)} {best.score('after'):.4f}")
 
 
-def _with(base: Mapping[str, Any], fixed: Mapping[str, str]) -> dict[str, Any]:
+def _with(base: Mapping[str, Any], changes: list[str]) -> dict[str, Any]:
     from service.run_configs import run_config
 
-    changes = [f"{path}={value}" for path, value in fixed.items()]
     return run_config(changes, **json.loads(json.dumps(base))).model_dump(mode="json")
 
 

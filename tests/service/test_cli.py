@@ -91,6 +91,22 @@ def test_a_port_in_use_is_said_in_one_line(tmp_path, decoder_folder):
         (["train", "text-classification", "x.xlsx", "--out", "{tmp}"], [".jsonl"]),
         (["train", "summarization", "x.jsonl", "--out", "{tmp}", "--rank", "0"], ["'0'"]),
         (["train", "summarization", "x.jsonl", "--out", "{tmp}", "--option", "x"], ["key=value"]),
+        (
+            [
+                *("sweep", "summarization", "x.jsonl", "--out", "{tmp}"),
+                *("--validation-share", "0.1", "--set", "fit.epochs"),
+            ],
+            ["--set 'fit.epochs'", "path=value"],
+        ),
+        (
+            [
+                *("backbone", "compare", "--data", "x.jsonl", "--task", "summarization"),
+                *("--out", "{tmp}", "--set", "fit.epochs"),
+            ],
+            ["--set 'fit.epochs'", "path=value"],
+        ),
+        (["data", "check", "x.jsonl", "--task", "poetry"], ["No task 'poetry'", "regression"]),
+        (["jobs", "submit", "{tmp}/none.jsonl", "--name", "a"], ["none.jsonl", "Check the path"]),
         (["evaluate", "{tmp}", "x.jsonl", "--out", "{tmp}"], ["manifest.json"]),
     ],
 )

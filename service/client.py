@@ -21,6 +21,7 @@ ROUTING_HEADER = (
 TRY_AGAIN = (429, 503)  # the server did nothing, and says in Retry-After when it may
 MAX_RETRY_SECONDS = 30.0
 RECONNECT_SECONDS = 0.2
+GRACE_SECONDS = 10.0  # for a server to say that a call's time is over
 # Of a folder without a manifest; a head among them is sent, for the server to refuse rather than for us to lose.
 STOCK_FILES = (
     "adapter_config.json",
@@ -51,7 +52,8 @@ class Client:
 
     Args:
         url: where it listens, such as ``http://127.0.0.1:8000``.
-        timeout_seconds: how long to wait for an answer, or for the next piece of one that streams.
+        timeout_seconds: how long to wait for an answer, or for the next piece of one that streams; longer for a
+            prediction that is given more time.
         retries: how often to send a call again that a full or restarting server refused (429, 503), after the
             time in its ``Retry-After``, 30 seconds at most; predictions, which change nothing, also if the connection
             broke off.
@@ -113,9 +115,8 @@ class Client:
         """
         body = {"adapter": adapter, "inputs": [given], "parameters": parameters, "stream": True}
         body = _with_timeout(body, timeout_seconds)
-        response = self._send(
-            "POST", "/v1/predict", stream=True, is_safe=True, json=body, headers=_route(adapter)
-        )
+        options = {"json": body, "headers": _route(adapter), **self._patience(timeout_seconds)}
+        response = self._send("POST", "/v1/predict", stream=True, is_safe=True, **options)
         try:
             if not response.is_success:
                 response.read()
@@ -245,9 +246,18 @@ class Client:
         first = body["adapter"] if "adapter" in body else body["requests"][:1]
         name = first if isinstance(first, str) else "".join(each["adapter"] for each in first)
         body = _with_timeout(body, timeout_seconds)
-        answer = self._call("POST", "/v1/predict", is_safe=True, json=body, headers=_route(name))
+        options = {"json": body, "headers": _route(name), **self._patience(timeout_seconds)}
+        answer = self._call("POST", "/v1/predict", is_safe=True, **options)
         predictions: list[dict[str, Any]] = answer["predictions"]
         return predictions
+
+    def _patience(self, timeout_seconds: float | None) -> dict[str, Any]:
+        """Return the option to wait as long as the server may take for a prediction, where that is not done anyway."""
+        usual = self._http.timeout
+        longest = (timeout_seconds or 0.0) + GRACE_SECONDS
+        if timeout_seconds is None or usual.read is None or usual.read >= longest:
+            return {}
+        return {"timeout": httpx.Timeout(**{**usual.as_dict(), "read": longest})}
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         return _body(self._send(method, path, **options))
@@ -271,7 +281,7 @@ class Client:
                 request = self._http.build_request(method, path, **options)
                 response = self._http.send(request, stream=stream)
             except httpx.TransportError as error:
-                if not (is_safe and tries_left):
+                if not (is_safe and tries_left) or isinstance(error, httpx.ReadTimeout):
                     raise self._unreachable(error) from error
                 time.sleep(RECONNECT_SECONDS)
                 continue
@@ -281,7 +291,15 @@ class Client:
             time.sleep(_retry_seconds(response))
         return response
 
-    def _unreachable(self, error: Exception) -> ClientError:
+    def _unreachable(self, error: httpx.TransportError) -> ClientError:
+        if isinstance(error, httpx.ReadTimeout):
+            seconds = error.request.extensions["timeout"]["read"]
+            return ClientError(
+                0,
+                "timeout",
+                f"The server at {self._http.base_url} said nothing for '{seconds:g}' seconds; it may still be at "
+                "work. Wait longer (timeout_seconds), or send less in one call.",
+            )
         return ClientError(
             0,
             "unreachable",

@@ -150,3 +150,38 @@ def test_what_is_no_address_is_said_before_a_call(url):
         Client(url)
     assert (caught.value.status, caught.value.code) == (0, "invalid_url")
     assert f"'{url}'" in caught.value.message
+
+
+def silent_client(**options):
+    """Return a client whose server does not answer in time, and for how long it was waited for, call by call."""
+    client, waited = Client(**options), []
+
+    def say_nothing(request):
+        waited.append(request.extensions["timeout"]["read"])
+        raise httpx.ReadTimeout("", request=request)
+
+    transport = httpx.MockTransport(say_nothing)
+    client._http = httpx.Client(
+        base_url="http://test", transport=transport, timeout=client._http.timeout
+    )
+    return client, waited
+
+
+def test_a_call_is_waited_for_as_long_as_the_server_may_take_for_it():
+    client, waited = silent_client(timeout_seconds=120)
+    calls = (
+        lambda seconds: client.predict("x", "a", timeout_seconds=seconds),
+        lambda seconds: list(client.predict_stream("x", "a", timeout_seconds=seconds)),
+    )
+    for call in calls:
+        for seconds in (None, 5, 600):
+            with pytest.raises(ClientError):
+                call(seconds)
+    assert waited == [120, 120, 610] * 2
+
+
+def test_a_server_that_is_slow_is_not_said_to_be_gone_nor_given_the_work_twice(waits):
+    client, waited = silent_client(timeout_seconds=7, retries=3)
+    with pytest.raises(ClientError, match="said nothing for '7' seconds") as caught:
+        client.predict("x", "a")
+    assert (caught.value.code, len(waited), waits) == ("timeout", 1, [])

@@ -38,6 +38,7 @@ from service.opening import check_store, open_state
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
 from service.routes.aliases import aliases_router
+from service.routes.answers import ERRORS
 from service.routes.embeddings import embeddings_router
 from service.routes.files import files_router
 from service.routes.jobs import jobs_router
@@ -172,6 +173,7 @@ def build_server(settings: Settings) -> Server:
     tokenizer = load_tokenizer(folder, backbone.tokenizer)
     predictor = Predictor(registry, tokenizer, backbone, settings.max_row_tokens)
     server.app.title = "Headstock"
+    server.app.router.responses = ERRORS
     server.app.include_router(predict_router(predictor, calls, settings))
     server.app.include_router(embeddings_router(backbone, tokenizer, calls, settings))
     server.app.include_router(

@@ -14,13 +14,28 @@ from adapters.registry.records import Adapter, Alias, Version
 from adapters.registry.registry import Registry
 from service.access.callers import Who
 from service.bodies import Body
-from service.submissions import Submissions
+from service.routes.answers import upload
+from service.submissions import Source, Submissions
 from service.threads import in_slow_thread
 
 MAX_VERSION = 10**9
 Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Before = Annotated[int | None, Query(ge=1, le=MAX_VERSION)]
+
+_ARCHIVE = {"type": "string", "format": "binary"}
+_UPLOAD = upload(
+    {
+        "name": "of the adapter, if it is not in the URL",
+        "note": "beside the version",
+        "backbone": "of a PEFT folder",
+    },
+    **{
+        "application/x-tar": _ARCHIVE,
+        "application/zip": _ARCHIVE,
+        "application/json": Source.model_json_schema(),
+    },
+)
 
 
 class NotesBody(Body):
@@ -44,7 +59,7 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
             "has_more": len(found) > limit,
         }
 
-    @router.post("", status_code=201)
+    @router.post("", status_code=201, openapi_extra=_UPLOAD)
     async def create_version(
         request: Request,
         who: Who,

@@ -16,6 +16,7 @@ from service.access.callers import Who
 from service.jobs.checking import check_upload
 from service.jobs.files import Files, plain_name
 from service.protocols.fine_tuning import file_body, page
+from service.routes.answers import upload
 from service.settings import Settings
 from service.threads import in_slow_thread
 from service.uploads import receive
@@ -27,7 +28,7 @@ Limit = Annotated[int, Query(ge=1, le=10_000)]
 def files_router(files: Files, settings: Settings) -> APIRouter:
     router = APIRouter(prefix="/v1/files", tags=["files"])
 
-    @router.post("")
+    @router.post("", openapi_extra=upload({"purpose": f"'{_PURPOSE}'"}, "purpose"))
     async def create_file(request: Request, who: Who) -> dict[str, Any]:
         """Store the file of examples in a form's ``file``; bad lines refuse it, and are named."""
         with tempfile.TemporaryDirectory(prefix="headstock-file-") as scratch:

@@ -366,3 +366,22 @@ def test_metrics_are_what_prometheus_reads_and_tell_of_engine_and_jobs(client):
     assert value("headstock_requests") == 1  # this one
     jobs = {s.labels["status"]: s.value for s in families["headstock_jobs"].samples}
     assert jobs == dict.fromkeys(("queued", "running", "succeeded", "failed", "cancelled"), 0)
+
+
+def test_the_openapi_document_tells_how_errors_look_and_what_is_uploaded(client):
+    document = client._call("GET", "/openapi.json")
+    paths = {path: calls for path, calls in document["paths"].items() if path.startswith("/v1/")}
+    answers = [call["responses"] for calls in paths.values() for call in calls.values()]
+    assert len(answers) > 30
+    error = {"$ref": "#/components/schemas/ErrorAnswer"}
+    for each in answers:
+        assert "422" not in each
+        assert each["default"]["content"]["application/json"]["schema"] == error
+    schemas = document["components"]["schemas"]
+    told = client._http.post("/v1/predict", json={}).json()
+    assert set(told) == set(schemas["ErrorAnswer"]["required"])
+    assert set(told["error"]) == set(schemas["ErrorDetail"]["required"])
+    for path, kinds in {"/v1/files": 1, "/v1/adapters": 4}.items():
+        content = paths[path]["post"]["requestBody"]["content"]
+        assert "file" in content["multipart/form-data"]["schema"]["properties"]
+        assert len(content) == kinds

@@ -244,7 +244,11 @@ class Client:
 
     def _predict(self, body: dict[str, Any], timeout_seconds: float | None) -> list[dict[str, Any]]:
         first = body["adapter"] if "adapter" in body else body["requests"][:1]
-        name = first if isinstance(first, str) else "".join(each["adapter"] for each in first)
+        name = (
+            first
+            if isinstance(first, str)
+            else "".join(str(each.get("adapter", "")) for each in first)
+        )
         body = _with_timeout(body, timeout_seconds)
         options = {"json": body, "headers": _route(name), **self._patience(timeout_seconds)}
         answer = self._call("POST", "/v1/predict", is_safe=True, **options)

@@ -185,3 +185,10 @@ def test_a_server_that_is_slow_is_not_said_to_be_gone_nor_given_the_work_twice(w
     with pytest.raises(ClientError, match="said nothing for '7' seconds") as caught:
         client.predict("x", "a")
     assert (caught.value.code, len(waited), waits) == ("timeout", 1, [])
+
+
+def test_a_request_without_an_adapter_is_the_servers_to_refuse():
+    client, bodies = client_of([refusal(400)])
+    with pytest.raises(ClientError, match="full"):
+        client.predict_many([{"input": "a"}])
+    assert bodies == [{"requests": [{"input": "a"}]}]

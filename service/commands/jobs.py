@@ -151,6 +151,6 @@ def _follow(client: Any, job: str) -> None:
                 bars.update(
                     bar, total=data["total_steps"], completed=data["step"], description=told
                 )
-            bars.console.print(_line(event), highlight=False, markup=False)
+            bars.console.print(_line(event), highlight=False, markup=False, soft_wrap=True)
     if client.get_job(job)["status"] != "succeeded":
         raise typer.Exit(1)

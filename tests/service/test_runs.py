@@ -1,10 +1,14 @@
 """What a run tells, as lines on a console."""
 
 import io
+import json
 
+import httpx
 import pytest
 from rich.console import Console
 
+from service.client import Client
+from service.commands.jobs import _follow
 from service.runs import RunProgress
 from service.trials import trial_table
 from training.contract import Event, EventKind
@@ -34,3 +38,18 @@ def test_a_trials_error_that_looks_like_markup_is_shown_as_it_is():
     console = Console(file=io.StringIO(), width=120)
     console.print(trial_table([{"name": "trial-001", "error": "No label '[/rare]'."}], None))
     assert "No label '[/rare]'." in console.file.getvalue()
+
+
+def test_a_jobs_events_are_lines_of_their_own_in_a_pipe(capsys):
+    message = "word " * 40 + "[/end]"
+    event = {"created_at": 0, "level": "info", "type": "message", "message": message, "data": {}}
+
+    def answer(request):
+        if request.url.path.endswith("/events"):
+            return httpx.Response(200, text=f"id: 1\ndata: {json.dumps(event)}\n\ndata: [DONE]\n\n")
+        return httpx.Response(200, json={"status": "succeeded"})
+
+    with Client() as client:
+        client._http = httpx.Client(base_url="http://a", transport=httpx.MockTransport(answer))
+        _follow(client, "ftjob-1")
+    assert [line for line in capsys.readouterr().out.splitlines() if message in line]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -17,14 +19,16 @@ from service.jobs.orders import LauncherName
 from service.jobs.signatures import signing_key
 
 LOOPBACK = "127.0.0.1"
+_PREFIX = "HEADSTOCK_"
+_ALIKE = (
+    0.85  # of a misspelt name; other programs' variables, as of Kubernetes' services, are less so
+)
 
 
 class Settings(BaseSettings):
     """One field a setting."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="HEADSTOCK_", env_ignore_empty=True, extra="forbid"
-    )
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid")
 
     home: Path = Field(default_factory=default_home, description="Folder of all state.")
     backbone: str = Field(DEFAULT_BACKBONE, description="Packaged name, folder, or Hub id.")
@@ -204,6 +208,22 @@ def load_settings(**given: object) -> Settings:
         message, param = first_problem(error)
         raise InvalidRequest(f"Setting {message}", param=param) from error
     return settings
+
+
+def misspelt_variables() -> list[str]:
+    """Return a sentence about each variable of the environment that is nearly a setting, and does nothing."""
+    names = [f"{_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    told = []
+    for name in sorted(os.environ):
+        bare = name.removeprefix(_PREFIX)
+        if bare == name or name in names:
+            continue
+        alike = difflib.get_close_matches(bare, [n.removeprefix(_PREFIX) for n in names], 1, _ALIKE)
+        told += [
+            f"'{name}' is not a setting and does nothing. Was '{_PREFIX}{each}' meant?"
+            for each in alike
+        ]
+    return told
 
 
 def prepare_home(home: Path) -> None:

@@ -25,6 +25,14 @@ def load(**given: object) -> Settings:
     return load_settings(**given)
 
 
+def warn_of_misspelt() -> None:
+    """Say which variables of the environment were probably meant as settings."""
+    from service.settings import misspelt_variables
+
+    for sentence in misspelt_variables():
+        typer.echo(f"Warning: {sentence}", err=True)
+
+
 def open_registry_of(settings: Settings, backbone: str | None = None) -> Registry:
     """Return the registry; with a backbone, one that knows it."""
     from service.opening import open_registry

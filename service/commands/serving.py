@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from adapters.imports import many_imports
-from service.commands.options import BackboneName, Home, Url, load
+from service.commands.options import BackboneName, Home, Url, load, warn_of_misspelt
 
 
 def demo(
@@ -37,6 +37,7 @@ def serve(
     settings = load(
         host=host, port=port, threads=threads, dtype=dtype, backbone=backbone, home=home
     )
+    warn_of_misspelt()
     with many_imports():
         from service.server import run_server
     run_server(settings)

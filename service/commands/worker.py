@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapters.imports import many_imports
-from service.commands.options import Home, load
+from service.commands.options import Home, load, warn_of_misspelt
 
 
 def worker(home: Home = None) -> None:
@@ -19,6 +19,7 @@ def worker(home: Home = None) -> None:
         from service.launchers.catalog import set_up_launchers
         from service.opening import check_store, open_state
     settings = load(home=home)
+    warn_of_misspelt()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker: %(message)s")
     state = open_state(settings)
     check_store(state.objects, writes=True)

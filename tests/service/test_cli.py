@@ -77,6 +77,12 @@ def test_a_port_in_use_is_said_in_one_line(tmp_path, decoder_folder):
     assert_one_line(done, str(port), "--port")
 
 
+def test_a_server_tells_of_a_misspelt_variable(tmp_path):
+    backbone = tmp_path / "none"
+    done = headstock("serve", "--backbone", backbone, HEADSTOCK_REQUIRE_KEY="true")
+    assert "Was 'HEADSTOCK_REQUIRE_KEYS' meant?" in done.stderr.splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

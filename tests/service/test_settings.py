@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import EnvironmentProblem, InvalidRequest
-from service.settings import Settings, load_settings, make_folder, prepare_home
+from service.settings import (
+    Settings,
+    load_settings,
+    make_folder,
+    misspelt_variables,
+    prepare_home,
+)
 
 
 def test_defaults_lie_under_the_home_folder(tmp_path):
@@ -103,3 +109,14 @@ def test_another_folder_that_cannot_be_made_has_its_own_hint(tmp_path):
 def test_a_webhook_that_could_not_be_called_or_believed_is_refused(given, said):
     with pytest.raises(InvalidRequest, match=said):
         load_settings(**given)
+
+
+def test_a_misspelt_variable_is_told_and_other_ones_are_not(monkeypatch):
+    for name in ("REQUIRE_KEY", "BAKBONE", "PORT", "SERVE_PORT", "SERVE_SERVICE_HOST", "URL"):
+        monkeypatch.setenv(f"HEADSTOCK_{name}", "8000")
+    for name in ("API_KEY", "BENCH_DATABASE_URL"):
+        monkeypatch.setenv(f"HEADSTOCK_{name}", "x")
+    assert misspelt_variables() == [
+        "'HEADSTOCK_BAKBONE' is not a setting and does nothing. Was 'HEADSTOCK_BACKBONE' meant?",
+        "'HEADSTOCK_REQUIRE_KEY' is not a setting and does nothing. Was 'HEADSTOCK_REQUIRE_KEYS' meant?",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+from urllib.parse import quote
 
 import httpx
 
@@ -18,9 +20,12 @@ KEY_VARIABLE = "HEADSTOCK_API_KEY"
 ROUTING_HEADER = (
     "X-Headstock-Adapter"  # what a load balancer sends an adapter's calls to one replica by
 )
+_JOBS = "/v1/fine_tuning/jobs"
+_AWAY = ("unreachable", "timeout", "unavailable")  # errors of a server that starts again
 TRY_AGAIN = (429, 503)  # the server did nothing, and says in Retry-After when it may
 MAX_RETRY_SECONDS = 30.0
 RECONNECT_SECONDS = 0.2
+RESTART_SECONDS = 60.0  # that a server may be away before events are no longer waited for
 GRACE_SECONDS = 10.0  # for a server to say that a call's time is over
 # Of a folder without a manifest; a head among them is sent, for the server to refuse rather than for us to lose.
 STOCK_FILES = (
@@ -116,16 +121,8 @@ class Client:
         body = {"adapter": adapter, "inputs": [given], "parameters": parameters, "stream": True}
         body = _with_timeout(body, timeout_seconds)
         options = {"json": body, "headers": _route(adapter), **self._patience(timeout_seconds)}
-        response = self._send("POST", "/v1/predict", stream=True, is_safe=True, **options)
-        try:
-            if not response.is_success:
-                response.read()
-                _body(response)
+        with self._stream("POST", "/v1/predict", is_safe=True, **options) as response:
             yield from _events(response)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        finally:
-            response.close()
 
     def list_adapters(self) -> list[dict[str, Any]]:
         """Return all adapters, which the server lists in pages."""
@@ -139,11 +136,11 @@ class Client:
         return adapters
 
     def get_adapter(self, name: str) -> dict[str, Any]:
-        return self._call("GET", f"/v1/adapters/{name}")
+        return self._call("GET", f"/v1/adapters/{_quoted(name)}")
 
     def get_version(self, name: str, number: int) -> dict[str, Any]:
         """Return a version with its ``manifest``."""
-        return self._call("GET", f"/v1/adapters/{name}/versions/{number}")
+        return self._call("GET", f"/v1/adapters/{_quoted(name)}/versions/{number}")
 
     def create_version(self, name: str, bundle: Path | str) -> dict[str, Any]:
         """Send a bundle's folder, or a stock PEFT one, as the next version of an adapter, and return the version."""
@@ -169,7 +166,7 @@ class Client:
         headers = {} if if_revision is None else {"If-Match": f'"{if_revision}"'}
         return self._call(
             "PUT",
-            f"/v1/adapters/{name}/aliases/{alias}",
+            f"/v1/adapters/{_quoted(name)}/aliases/{_quoted(alias)}",
             json={"version": version},
             headers=headers,
         )
@@ -189,47 +186,50 @@ class Client:
     ) -> dict[str, Any]:
         """Order an adapter: ``{"model", "training_file", …}``; the same key gives the same job."""
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-        return self._call("POST", "/v1/fine_tuning/jobs", json=order, headers=headers)
+        return self._call("POST", _JOBS, json=order, headers=headers)
 
     def get_job(self, job: str) -> dict[str, Any]:
-        return self._call("GET", f"/v1/fine_tuning/jobs/{job}")
+        return self._call("GET", f"{_JOBS}/{_quoted(job)}")
 
     def list_jobs(self, limit: int = 20) -> list[dict[str, Any]]:
         """Return the newest jobs, newest first."""
-        answer = self._call("GET", "/v1/fine_tuning/jobs", params={"limit": limit})
+        answer = self._call("GET", _JOBS, params={"limit": limit})
         jobs: list[dict[str, Any]] = answer["data"]
         return jobs
 
     def change_job(self, job: str, how: Literal["cancel", "pause", "resume"]) -> dict[str, Any]:
-        return self._call("POST", f"/v1/fine_tuning/jobs/{job}/{how}")
+        return self._call("POST", f"{_JOBS}/{_quoted(job)}/{how}")
 
     def job_events(self, job: str, *, follow: bool = False) -> Iterator[dict[str, Any]]:
         """Yield a job's events, oldest first; with ``follow``, those to come too, until it has ended.
 
-        A connection that breaks off is made again, from the event after the last.
+        A connection that breaks off is made again, from the event after the last, for as long as a server takes to
+        start again.
+
+        Raises:
+            ClientError: there is no such job, no server answers, or it has been away for `RESTART_SECONDS`.
         """
-        last = 0
+        path = f"{_JOBS}/{_quoted(job)}/events"
+        last, next_number, is_known, away_since = 0, 0, False, 0.0
         while True:
-            path = f"/v1/fine_tuning/jobs/{job}/events"
-            headers = {"Last-Event-ID": str(last)}
-            response = self._send(
-                "GET", path, stream=True, params={"stream": "true"}, headers=headers
-            )
+            options = {"params": {"stream": "true"}, "headers": {"Last-Event-ID": str(last)}}
             try:
-                if not response.is_success:
-                    response.read()
-                    _body(response)
-                for line in response.iter_lines():
-                    if line == "data: [DONE]" or (not follow and line.startswith(":")):
-                        return
-                    if line.startswith("id: "):
-                        last = int(line.removeprefix("id: "))
-                    elif line.startswith("data: "):
-                        yield json.loads(line.removeprefix("data: "))
-            except httpx.TransportError:
-                time.sleep(1.0)
-            finally:
-                response.close()
+                with self._stream("GET", path, **options) as response:
+                    is_known, away_since = True, 0.0
+                    for line in response.iter_lines():
+                        if line == "data: [DONE]" or (not follow and line.startswith(":")):
+                            return
+                        if line.startswith("id: "):
+                            next_number = int(line.removeprefix("id: "))
+                        elif line.startswith("data: "):
+                            last = next_number
+                            yield json.loads(line.removeprefix("data: "))
+            except ClientError as error:
+                away_since = away_since or time.monotonic()
+                is_late = time.monotonic() - away_since > RESTART_SECONDS
+                if not is_known or is_late or error.code not in _AWAY:
+                    raise
+            time.sleep(RECONNECT_SECONDS)
 
     def stats(self) -> dict[str, Any]:
         """Return the engine's counters."""
@@ -295,6 +295,24 @@ class Client:
             time.sleep(_retry_seconds(response))
         return response
 
+    @contextlib.contextmanager
+    def _stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+        """Give a response whose body is read as it comes.
+
+        Raises:
+            ClientError: the call was refused, or the connection broke off while it was read.
+        """
+        response = self._send(method, path, stream=True, **options)
+        try:
+            if not response.is_success:
+                response.read()
+                _body(response)
+            yield response
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        finally:
+            response.close()
+
     def _unreachable(self, error: httpx.TransportError) -> ClientError:
         if isinstance(error, httpx.ReadTimeout):
             seconds = error.request.extensions["timeout"]["read"]
@@ -310,6 +328,13 @@ class Client:
             f"No server answers at {self._http.base_url} ({type(error).__name__}). Start one with "
             "'headstock serve'.",
         )
+
+
+def _quoted(name: str) -> str:
+    """Return a name or an id as a part of a path."""
+    if not name:
+        raise ClientError(0, "invalid_request", "'' names nothing. Give a name or an id.")
+    return quote(name, safe="")
 
 
 def _check_url(url: str) -> None:

@@ -192,3 +192,79 @@ def test_a_request_without_an_adapter_is_the_servers_to_refuse():
     with pytest.raises(ClientError, match="full"):
         client.predict_many([{"input": "a"}])
     assert bodies == [{"requests": [{"input": "a"}]}]
+
+
+class BrokenOff(httpx.SyncByteStream):
+    """A body whose connection breaks off."""
+
+    def __init__(self, text):
+        self._text = text
+
+    def __iter__(self):
+        yield self._text.encode()
+        raise httpx.ReadError("Connection reset by peer")
+
+
+def follower_of(answers):
+    """Return a client whose server gives these answers in turn, or is not there, and the events it was asked for."""
+    client, asked = Client(), []
+
+    def answer(request):
+        asked.append(request.headers["Last-Event-ID"])
+        given = answers[len(asked) - 1]
+        if isinstance(given, httpx.Response):
+            return given
+        raise given
+
+    client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
+    return client, asked
+
+
+def event(number):
+    return f'id: {number}\nevent: fine_tuning.job.event\ndata: {{"n": {number}}}\n\n'
+
+
+def test_a_jobs_events_go_on_after_the_server_has_started_again(waits):
+    away = httpx.ConnectError("Connection refused")
+    unavailable = {"code": "unavailable", "message": "It is stopping.", "param": None}
+    client, asked = follower_of([
+        httpx.Response(200, stream=BrokenOff(event(1) + "id: 2\n")),
+        away, away, httpx.Response(503, json={"error": unavailable}),
+        httpx.Response(200, text=event(2) + "event: done\ndata: [DONE]\n\n"),
+    ])  # fmt: skip
+    assert list(client.job_events("job", follow=True)) == [{"n": 1}, {"n": 2}]
+    assert asked == ["0", "1", "1", "1", "1"]
+
+
+def test_events_are_not_waited_for_without_end(waits, monkeypatch):
+    away = httpx.ConnectError("Connection refused")
+    client, asked = follower_of([away])
+    with pytest.raises(ClientError, match="No server answers"):
+        list(client.job_events("job", follow=True))
+    assert len(asked) == 1
+    now = [100.0]
+    monkeypatch.setattr(
+        service.client.time, "monotonic", lambda: now.append(now[-1] + 5) or now[-1]
+    )
+    client, asked = follower_of([httpx.Response(200, stream=BrokenOff(event(1))), *[away] * 99])
+    with pytest.raises(ClientError, match="No server answers"):
+        list(client.job_events("job", follow=True))
+    assert 3 < len(asked) < 20
+
+
+@pytest.mark.parametrize("name", ["a?b", "a/b", "a#b", "ä b"])
+def test_a_name_is_a_name_whatever_is_in_it(name):
+    asked = []
+
+    def answer(request):
+        asked.append(request.url)
+        return httpx.Response(200, json={})
+
+    with Client() as client:
+        client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
+        client.get_adapter(name)
+        with pytest.raises(ClientError, match="'' names nothing"):
+            client.get_job("")
+    (url,) = asked
+    assert (url.path, url.query) == (f"/v1/adapters/{name}", b"")
+    assert url.raw_path.count(b"/") == 3

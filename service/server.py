@@ -60,6 +60,16 @@ _LAST_BYTES_SECONDS = 1.0  # at least, for clients to read what they were answer
 _WORKER_STATUS = f"{API_PATH.strip('/')}_0"
 
 
+class Http(uvicorn.Server):
+    """The API, which says when it listens: before that a call finds nobody."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self.config.host, self.config.port
+        shown = f"[{host}]" if ":" in host else host
+        print(f"Headstock answers at http://{shown}:{port}", file=sys.stderr, flush=True)
+
+
 class Server(ls.LitServer):
     """A LitServer whose engine is on a wire of our own, and is started again when it dies.
 
@@ -135,7 +145,7 @@ class Server(ls.LitServer):
         """Start the API's thread; LitServe's way keeps no hold of what is to be told to end."""
         # In its lifespan LitServe would listen for replies.
         config = uvicorn.Config(self.app, port=port, log_level=log_level, lifespan="off", **more)
-        self._http = uvicorn.Server(config)
+        self._http = Http(config)
         threading.Thread(target=self._http.run, args=(sockets,), name="api", daemon=True).start()
         self.has_started = True
         return {}  # not LitServe's to end
@@ -239,7 +249,7 @@ def run_server(settings: Settings) -> NoReturn:
         )
     except RuntimeError as error:  # what LitServe raises when the worker's setup failed
         raise EnvironmentProblem(
-            "The engine did not start; the lines above tell why. Check --dtype, --device and memory."
+            "The engine did not start; the lines above tell why. Check --dtype, HEADSTOCK_DEVICE and memory."
         ) from error
     _end_process(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -160,6 +161,13 @@ class Settings(BaseSettings):
     @classmethod
     def _expanded(cls, home: Path) -> Path:
         return home.expanduser()
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+            raise ValueError("a device is 'cpu', 'cuda', or one of several GPUs such as 'cuda:1'")
+        return device
 
     @model_validator(mode="after")
     def _can_sign(self) -> Settings:

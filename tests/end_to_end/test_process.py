@@ -72,7 +72,9 @@ def test_sigterm_lets_running_calls_finish_and_leaves_no_process(tmp_path, decod
         assert [call.result().status_code for call in running] == [200, 200]
         assert process.wait(timeout=30) == 0
         assert_all_gone(children, client)
-    assert "leaked" not in (tmp_path / "home" / "server.log").read_text()  # semaphores
+    log = (tmp_path / "home" / "server.log").read_text()
+    assert "leaked" not in log  # semaphores
+    assert f"Headstock answers at {client._http.base_url}".rstrip("/") in log
 
 
 def test_sigterm_lets_a_slow_client_read_its_answer_to_the_end(

@@ -120,3 +120,15 @@ def test_a_misspelt_variable_is_told_and_other_ones_are_not(monkeypatch):
         "'HEADSTOCK_BAKBONE' is not a setting and does nothing. Was 'HEADSTOCK_BACKBONE' meant?",
         "'HEADSTOCK_REQUIRE_KEY' is not a setting and does nothing. Was 'HEADSTOCK_REQUIRE_KEYS' meant?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("device", "is_known"),
+    [("cpu", True), ("cuda", True), ("cuda:1", True), ("gpu", False), ("cuda:", False)],
+)
+def test_a_device_is_one_that_torch_would_take_here(device, is_known):
+    if is_known:
+        assert load_settings(device=device).device == device
+        return
+    with pytest.raises(InvalidRequest, match=f"'device' is '{device}': a device is 'cpu'"):
+        load_settings(device=device)

@@ -308,17 +308,21 @@ class Run:
         scores = tally.metrics()
         if whose == "after":
             self._intervals = intervals(tally)
-            _write_predictions(self.out / PREDICTIONS_NAME, test, answers, _row_scores(task, tally))
+            scores_N = _row_scores(task, tally, test, answers)
+            _write_predictions(self.out / PREDICTIONS_NAME, test, answers, scores_N)
         self.log.emit(
             EventKind.METRICS, f"{whose}: {scores}", of=whose, split="test", metrics=scores
         )
         return {whose: scores}
 
 
-def _row_scores(task: AnyTask, tally: Tally) -> list[float]:
+def _row_scores(
+    task: AnyTask, tally: Tally, test: list[Example], answers: list[Prediction]
+) -> list[float]:
     """Return how good each answer is by itself, more being better."""
     if task.primary_metric == "pearson":  # one row does not correlate
-        return [-error for error in row_scores(tally, "rmse")]
+        scores: list[float] = [e.target.model_dump()["score"] for e in test]
+        return [-abs(a["score"] - score) for a, score in zip(answers, scores, strict=True)]
     return row_scores(tally, task.primary_metric)
 
 

@@ -249,10 +249,9 @@ def _scaled(values_N: Array) -> Array:
 
 def _ranks(counts_RN: Array, values_N: Array) -> Array:
     """Return each row's rank in each resample as a share of its rows; equal values share their mean rank."""
-    _, places_N = np.unique(values_N, return_inverse=True)
-    at_value_NV = np.zeros((len(values_N), int(places_N.max()) + 1))
-    at_value_NV[np.arange(len(values_N)), places_N] = 1
-    num_RV = counts_RN @ at_value_NV
+    _, places_N, sizes_V = np.unique(values_N, return_inverse=True, return_counts=True)
+    first_V = sizes_V.cumsum() - sizes_V
+    num_RV = np.add.reduceat(counts_RN[:, np.argsort(values_N)], first_V, axis=1)
     mean_rank_RV = num_RV.cumsum(1) - num_RV / 2
     ranks_RN: Array = mean_rank_RV[:, places_N] / counts_RN.sum(1, keepdims=True)
     return ranks_RN

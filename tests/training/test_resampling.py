@@ -1,5 +1,7 @@
 """Bootstrap intervals: those of scipy on a mean, and fast on many rows."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
@@ -7,10 +9,16 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from adapters.tasks.catalog import get_task, task_class
-from adapters.tasks.metrics import classification_tally, mean_tally
+from adapters.tasks.metrics import (
+    Tally,
+    classification_tally,
+    mean_tally,
+    regression_tally,
+    span_tally,
+)
 from training.baselines import baselines
 from training.data import Example
-from training.resampling import intervals
+from training.resampling import intervals, row_scores
 
 
 def test_an_interval_of_a_mean_is_scipys():
@@ -34,6 +42,30 @@ def test_intervals_are_seeded_hold_the_metric_and_narrow_with_rows():
         widths.append(found["accuracy"][1] - found["accuracy"][0])
     assert widths[1] < widths[0] / 3
     assert intervals(classification_tally([], [])) == {}
+
+
+@pytest.mark.parametrize(
+    ("tally", "metric", "expected"),
+    [
+        (classification_tally(["a", None, "b"], ["a", "b", "b"]), "accuracy", [1, 0, 1]),
+        (span_tally([["B-x"], ["O"]], [["B-x"], ["B-x"]]), "f1", [1, 0]),
+        (mean_tally({"rouge_l": [0.25, 0.5]}), "rouge_l", [0.25, 0.5]),
+        (mean_tally({"f1": []}), "f1", []),
+    ],
+)
+def test_a_row_alone_has_the_metric_that_it_adds(tally: Tally, metric, expected):
+    assert row_scores(tally, metric) == expected
+
+
+def test_many_rows_are_scored_and_ranked_in_memory_that_grows_with_their_number():
+    x = np.random.default_rng(0).normal(size=20_000).tolist()
+    tracemalloc.start()
+    try:
+        assert regression_tally(x, x).metrics()["spearman"] == pytest.approx(1)
+        assert row_scores(mean_tally({"f1": x}), "f1") == pytest.approx(x)
+        assert tracemalloc.get_traced_memory()[1] < 64e6  # squared, 3.2e9
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_text_baseline_is_scikit_learns_on_the_same_rows():

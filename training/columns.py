@@ -8,7 +8,7 @@ from typing import Any
 
 from adapters.errors import InvalidData
 from adapters.validation import listed, shown
-from training.records import Record
+from training.records import Record, parsed
 
 _TEXTS = ("sentence", "sentence1", "premise", "question1", "text1", "content", "review")
 _TEXT_PAIRS = ("sentence2", "hypothesis", "question2", "text2")
@@ -136,12 +136,15 @@ def find_columns(
 
 
 def pick(record: Mapping[str, Any], path: str) -> Any:
-    """Return a record's value at a column, or at ``column.key``; None if it is not there."""
+    """Return a record's value at a column, or at ``column.key``; None if it is not there.
+
+    An object that has the key may be spelled as JSON, as in CSV.
+    """
     if path in record:
         return record[path]
     first, _, rest = path.partition(".")
-    inner = record.get(first)
-    return pick(inner, rest) if rest and isinstance(inner, Mapping) else None
+    inner = parsed(record.get(first)) if rest else None
+    return pick(inner, rest) if isinstance(inner, Mapping) else None
 
 
 def _keys(head: Sequence[Record]) -> list[str]:
@@ -214,7 +217,7 @@ def _check_enough(task: str, fields: Mapping[str, str], keys: Sequence[str]) -> 
 
 def _languages(head: Sequence[Record], column: str) -> dict[str, str]:
     """Return source and target of a column that holds a text by language: the first one written is the source."""
-    first = next((v for r in head if isinstance(v := pick(r, column), Mapping)), {})
+    first = next((v for r in head if isinstance(v := parsed(pick(r, column)), Mapping)), {})
     if len(first) != 2:
         raise InvalidData(
             f"'{column}' holds the languages {listed(list(first)) or shown(first)}; which is the source? Say so "

@@ -61,6 +61,16 @@ def read_records(url: str) -> Iterator[tuple[int, Record | Fault]]:
         raise InvalidData(f"Can't read '{file_name(url)}': {said}.", param="data") from error
 
 
+def parsed(value: Any) -> Any:
+    """Return the list or object that a cell spells as JSON; anything else as it is."""
+    if not (isinstance(value, str) and value.startswith(("[", "{"))):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
 def stored_class_names(url: str) -> dict[str, list[str]]:
     """Return the names of numbered classes by column, as the Hub's Parquet files store them; else nothing."""
     if PurePosixPath(url).suffix.lower() != ".parquet":
@@ -105,17 +115,7 @@ def _csv_rows(file: Any) -> Iterator[tuple[int, Record | Fault]]:
             message = f"the row does not have the header's {columns} columns."
             yield reader.line_num, Fault("wrong width", message)
         else:
-            yield reader.line_num, {key: _cell(value) for key, value in record.items()}
-
-
-def _cell(value: str) -> Any:
-    """Return a cell's JSON value if it is an object or a list (``answers``, ``tokens``), else its text."""
-    if not value.startswith(("[{", "{", '["')):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+            yield reader.line_num, record
 
 
 def _parquet_rows(file: Any) -> Iterator[tuple[int, Record | Fault]]:
@@ -123,8 +123,17 @@ def _parquet_rows(file: Any) -> Iterator[tuple[int, Record | Fault]]:
     for batch in _parquet().ParquetFile(file).iter_batches(batch_size=_PARQUET_ROWS):
         for record in batch.to_pylist():
             number += 1
-            # Parquet has a place for every column in every row: an empty one is a field that is not there.
-            yield number, {key: value for key, value in record.items() if value is not None}
+            # Parquet has a place for every column in every row, and for every key in every object: an empty one is
+            # a field that is not there.
+            yield number, _without_empty(record)
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_empty(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_empty(each) for key, each in value.items() if each is not None}
 
 
 def _parquet() -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from training.columns import Columns, pick
-from training.records import Record
+from training.records import Record, parsed
 
 _LISTS = ("answers", "labels", "tokens", "tags", "messages")
+_TEXTS_OR_MESSAGES = ("prompt", "completion")
 
 
 def shape(record: Record, columns: Columns) -> Record:
@@ -31,13 +31,17 @@ def shape(record: Record, columns: Columns) -> Record:
 
 
 def _listed(ours: str, value: Any) -> Any:
-    """Return the list that a table's cell spells as JSON."""
-    if ours not in _LISTS or not (isinstance(value, str) and value.startswith("[")):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+    """Return what a table's cell spells as JSON where a field is no text; a text may look like JSON, too."""
+    if ours in _LISTS:
+        return parsed(value)
+    if ours in _TEXTS_OR_MESSAGES and _are_messages(found := parsed(value)):
+        return found
+    return value
+
+
+def _are_messages(value: Any) -> bool:
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(v, Mapping) and {"role", "content"} <= set(v) for v in value)
 
 
 def _named(value: Any, names: Sequence[str]) -> Any:

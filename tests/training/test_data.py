@@ -220,6 +220,29 @@ def test_a_csv_text_in_brackets_stays_a_text(write):
     assert load_examples(path, TASK)[0].request.text == "[1]"
 
 
+@pytest.mark.parametrize("text", ['{"name": "Ada"}', '[{"name": "Ada"}]', '["Ada"]'])
+def test_a_csv_text_that_is_json_stays_a_text(write, text):
+    path = write("a.csv", as_csv([{"prompt": text, "completion": text}]))
+    (example,) = load_examples(path, "text-generation")
+    assert (example.request.prompt, example.target.completion) == (text, text)
+
+
+def test_a_csv_cell_may_hold_messages_languages_and_an_object_of_answers(write):
+    said = [{"role": "user", "content": "hi"}]
+    told = [{"role": "assistant", "content": "yo"}]
+    row = {"prompt": json.dumps(said), "completion": json.dumps(told)}
+    (example,) = load_examples(write("a.csv", as_csv([row])), "text-generation")
+    assert (example.request.messages[0].content, example.target.completion) == ("hi", "yo")
+    row = {"translation": json.dumps({"en": "hi", "fr": "salut"})}
+    (example,) = load_examples(write("b.csv", as_csv([row])), "translation")
+    assert (example.request.source, example.target.target) == ("hi", "salut")
+    given = ANSWER["answers"][0]
+    columns = {"text": [given["text"]], "answer_start": [given["answer_start"]]}
+    row = {**ANSWER, "answers": json.dumps(columns)}
+    (example,) = load_examples(write("c.csv", as_csv([row])), ANSWERING)
+    assert example.target.answers[0].model_dump() == given
+
+
 def test_a_line_nested_too_deep_is_named_by_its_number(write):
     file = read_examples(write("a.jsonl", json_lines(GOOD, "[" * 100_000)), TASK)
     assert [problem.line for problem in file.problems] == [2]

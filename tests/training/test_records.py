@@ -49,6 +49,17 @@ def test_an_empty_cell_of_parquet_is_a_missing_field_of_its_row(tmp_path):
     assert (problem.line, problem.kind) == (2, "missing 'text'")
 
 
+def test_an_empty_key_of_an_object_in_parquet_is_a_missing_one(tmp_path):
+    user, answer = ({"role": r, "content": r, "name": None} for r in ("user", "assistant"))
+    path = write(
+        tmp_path / "a.parquet",
+        [{"messages": [user, answer]}, {"messages": [{**user, "name": "A"}]}],
+    )
+    file = read_examples(path, None)
+    assert [message.content for message in file.examples[0].request.messages] == ["user"]
+    assert [(p.line, "messages.0.name" in p.message) for p in file.problems] == [(2, True)]
+
+
 def test_what_is_no_parquet_is_refused_in_one_line(tmp_path):
     (tmp_path / "a.parquet").write_text("text,label\n")
     with pytest.raises(InvalidData, match=r"^Can't read 'a.parquet': .*\.$") as caught:

@@ -11,6 +11,7 @@ from adapters.tasks.question_answering import AnsweringRequest, AnsweringTarget
 from adapters.tasks.regression import RegressionTarget
 from adapters.tasks.text_classification import ClassificationTarget
 from adapters.tasks.token_classification import TaggingTarget
+from adapters.tasks.words import read_spans
 from adapters.validation import shown
 from training.data import Example, content_key
 from training.findings import Finding
@@ -29,7 +30,7 @@ def count_labels(rows: Sequence[Example]) -> Counter[str]:
         if isinstance(example.target, ClassificationTarget):
             counts.update(example.target.names())
         elif isinstance(example.target, TaggingTarget):
-            counts.update(tag[2:] for tag in example.target.tags if tag.startswith("B-"))
+            counts.update(span.label for span in read_spans(example.target.tags))
     return counts
 
 

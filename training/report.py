@@ -59,7 +59,7 @@ def write_report(out: Path, config: RunConfig, result: RunResult) -> Path:
 def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Return (step, value) pairs by name: loss and rate of the fit, and each metric of validation."""
     curves: dict[str, dict[float, float]] = {}
-    for line in path.read_text().splitlines():
+    for line in _lines(path):
         event = Event.model_validate_json(line)
         if event.kind == EventKind.PROGRESS and event.data.get("stage") == "fit":
             for name in ("loss", "learning_rate"):
@@ -75,12 +75,17 @@ def _errors(path: Path) -> dict[str, Any]:
     """Return the worst answers of the test rows and, of classes, how often which was taken for which."""
     if not path.is_file():
         return {}
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in _lines(path)]
     wrong = [row for row in rows if row["row_metric"] < _ALL_RIGHT]
     found: dict[str, Any] = {"worst": sorted(wrong, key=_badness)[:_WORST]}
     if rows and isinstance(rows[0].get("label"), str) and "label" in rows[0]["prediction"]:
         found["confusion"] = confusion([(r["label"], r["prediction"]["label"]) for r in rows])
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    # Not splitlines(), which also parts at U+2028 and its like; they may stand in a text.
+    return path.read_text().rstrip("\n").split("\n") if path.stat().st_size else []
 
 
 def _badness(row: Mapping[str, Any]) -> tuple[float, float]:

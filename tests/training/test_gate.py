@@ -235,3 +235,12 @@ def test_rows_without_any_labelled_token_are_found(lines, level):
     assert list(masked_findings([], 4)) == []
     assert is_masked(Labelled([1, 2], [NO_LABEL, NO_LABEL], loss="tags"))
     assert not is_masked(Labelled([1, 2], [NO_LABEL, 0], loss="tags"))
+
+
+def test_entities_are_counted_however_their_tags_begin(tmp_path):
+    rows = [
+        {"tokens": [f"Ada{i}", "Lovelace", "saw", "Rome"], "tags": ["I-PER", "I-PER", "O", "I-LOC"]}
+        for i in range(8)
+    ]
+    report = check_data(DataSettings(train=write(tmp_path / "a.jsonl", rows)), None).report
+    assert report.splits["train"].labels == {"PER": 8, "LOC": 8}

@@ -101,6 +101,17 @@ def test_the_json_holds_curves_confusion_and_the_worst_answers(tmp_path):
     assert report["confusion"] == {"labels": ["a", "b"], "counts": [[1, 0], [2, 0]]}
 
 
+def test_a_text_with_line_ends_of_unicode_is_one_row(tmp_path):
+    write_run(tmp_path, ["a\u2028b\x85", "b"])
+    path = tmp_path / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    result = RunResult(task="text-classification", primary_metric="accuracy")
+    write_report(tmp_path, RunConfig(task="text-classification", data={}), result)
+    assert "a\u2028b\x85" in (tmp_path / "report.json").read_text()
+    assert len(json.loads((tmp_path / "report.json").read_text())["worst"]) == 1
+
+
 def test_of_many_classes_the_rare_ones_are_one():
     pairs = [(f"class {i:02}", f"class {i:02}") for i in range(30) for _ in range(40 - i)]
     found = confusion([*pairs, ("class 00", None), ("class 29", "class 28")])

@@ -126,6 +126,8 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
         raise
     if result is None:
         return ExitCode.DONE
+    # What is left takes a moment, and the checkpoint goes: a run that is done must not be begun again.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (out / RESULT_NAME).write_text(result.model_dump_json(indent=2) + "\n")
     (out / CHECKPOINT_NAME).unlink(missing_ok=True)
     if config.action != "estimate":

@@ -29,6 +29,7 @@ _BATCHING = 0.5  # of a sample's time a row: many rows share steps that a few do
 def estimate_run(setup: Setup, out: Path, start_seconds: float) -> Estimate:
     """Time a few steps and answers, and write what follows from them to ``out``; what they made is thrown away."""
     rows = setup.rows()
+    setup.check_answerable()
     batches = setup.batches(setup.plan(rows), rows)
     trainee = setup.trainee()
     seconds = {

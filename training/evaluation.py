@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.backbone import Backbone
-from adapters.errors import HeadstockError
+from adapters.backbone import Backbone, BackboneSpec
+from adapters.errors import HeadstockError, InvalidData, InvalidRequest, TextTooLong
 from adapters.runtime.engine import Engine
 from adapters.runtime.rows import Row, RowResult
 from adapters.tasks.base import Encoded, Observation
@@ -37,8 +37,7 @@ def predict(
         on_progress: told the number of finished examples after each step of the engine.
     """
     parameters = task.Parameters.model_validate({"truncate": True})
-    room = row_room(task, backbone.spec, parameters)
-    parts = [task.encode_parts(tokenizer, e.request, parameters, room) for e in examples]
+    parts = encode_all(task, tokenizer, backbone.spec, examples)
     generation = task.generation(tokenizer, parameters)
     rows = [
         Row(f"{i}.{j}", part.token_ids, None if folder is None else "bundle", generation)
@@ -54,6 +53,27 @@ def predict(
         for example, each in zip(examples, parts, strict=True)
     ]
     return read_answers(task, tokenizer, observed), observed
+
+
+def encode_all(
+    task: AnyTask, tokenizer: Tokenizer, spec: BackboneSpec, examples: Sequence[Example]
+) -> list[list[Encoded]]:
+    """Return each example's rows, cut where they don't fit.
+
+    Raises:
+        InvalidData: cutting does not help, for what is too long is not what may be cut.
+    """
+    parameters = task.Parameters.model_validate({"truncate": True})
+    room = row_room(task, spec, parameters)
+    encoded = []
+    for example in examples:
+        try:
+            encoded.append(task.encode_parts(tokenizer, example.request, parameters, room))
+        except (TextTooLong, InvalidRequest) as error:
+            raise InvalidData(
+                f"Line {example.line} can't be answered: {error.message}", param=error.param
+            ) from error
+    return encoded
 
 
 def read_answers(

@@ -139,6 +139,7 @@ class Run:
         world = World(setup.backbone.device)
         test = self.inputs.test
         rows = setup.rows()
+        setup.check_answerable()
         metrics: Metrics = {}
         if test and self.config.evaluate_untrained and world.rank == 0:
             untrained = setup.untrained(self.out / UNTRAINED_NAME)

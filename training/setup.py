@@ -19,6 +19,7 @@ from training.batches import make_batches
 from training.checks import is_masked, length_findings, masked_findings
 from training.contract import EventKind, RunConfig
 from training.data import Example
+from training.evaluation import encode_all
 from training.events import EventLog
 from training.export import check_parent, load_weights, lora_settings_of, seal, write_weights
 from training.findings import Finding
@@ -104,6 +105,21 @@ class Setup:
         if len(kept) < num_rows:
             check_examples(kept)  # what is left must still be enough to learn from
         return rows
+
+    def check_answerable(self) -> None:
+        """Find validation and test rows that no answer can be given to, before anything is fitted.
+
+        Raises:
+            InvalidData: there is one; the message names its line.
+        """
+        for name in ("validation", "test"):
+            rows: list[Example] = getattr(self.inputs, name)
+            try:
+                encode_all(self.task, self.tokenizer, self.backbone.spec, rows)
+            except InvalidData as error:
+                raise InvalidData(
+                    f"The {name} rows: {error.message}", param=f"data.{name}"
+                ) from error
 
     def _report(self, findings: Iterable[Finding]) -> None:
         report = self.inputs.report

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.runs import events, films_config, run
+from tests.runs import GOOD, events, films_config, run, write
 from training.contract import EventKind, ExitCode
 from training.events import EventLog
 
@@ -31,3 +31,14 @@ def test_sigterm_after_the_result_does_not_undo_it(tmp_path, config, kind, monke
     done = run(tmp_path, config)
     assert done.returncode == ExitCode.DONE, done.stderr
     assert events(tmp_path)[-1].kind == EventKind.FINISHED
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_row_that_no_cut_makes_fit_is_named_before_anything_is_fitted(tmp_path, config, split):
+    """Of a pair of texts only the first is ever cut."""
+    rows = [*GOOD[:5], {**GOOD[5], "text_pair": "long " * 1000}]
+    config["data"][split] = write(tmp_path / f"{split}.jsonl", rows)
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert f"The {split} rows: Line 6 can't be answered: 'text' makes a prompt of" in done.stderr
+    assert not any(e.data.get("stage") == "fit" for e in events(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from adapters.bundle import (
     Lineage,
     Manifest,
     load_bundle,
+    read_json,
     seal_bundle,
 )
 from adapters.dtype import Quantization
@@ -77,14 +79,27 @@ def load_weights(trainee: Trainee, folder: Path) -> None:
 
 
 def lora_settings_of(folder: Path) -> LoraSettings:
-    """Return the settings that give a trainee the shape of a bundle."""
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    """Return the settings that give a trainee the shape of a bundle.
+
+    Raises:
+        InvalidBundle: its modules have several ranks or scales, as peft's patterns give them.
+    """
+    modules = load_bundle(folder).modules
+    shapes = {(module.rank, module.scale) for module in modules.values()}
+    if len(shapes) > 1:
+        told = ", ".join(f"rank {rank} at scale {scale:g}" for rank, scale in sorted(shapes)[:4])
+        raise InvalidBundle(
+            f"The parent's modules have '{told}'; a run goes on from one rank and one scale. Train anew.",
+            param="parent",
+        )
+    config = read_json(folder / CONFIG_FILE)
+    ((rank, scale),) = shapes
     return LoraSettings(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=config["lora_dropout"],
+        rank=rank,
+        alpha=round(scale * (math.sqrt(rank) if config.get("use_rslora") else rank), 9),
+        dropout=config.get("lora_dropout") or 0.0,
         use_rslora=bool(config.get("use_rslora")),
-        target_modules=config["target_modules"],
+        target_modules=sorted(modules),  # the config's own may be an expression
     )
 
 

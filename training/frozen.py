@@ -16,15 +16,19 @@ _Compute = Callable[[], tuple[Tensor, Tensor]]
 class FrozenLayers:
     """Keeps what comes out of a backbone's frozen lower layers for each row, up to a number of bytes.
 
-    A batch whose rows are all kept begins at the first adapted layer. Frozen layers run without dropout, or there
-    would be nothing to keep.
+    A batch whose rows are all kept begins at the first adapted layer. What lies below that runs without dropout, or
+    there would be nothing to keep.
 
     Args:
         layers: the frozen ones, lowest first.
+        below: what else is computed before the first adapted layer, such as embeddings.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], max_bytes: int) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], max_bytes: int, below: Sequence[nn.Module] = ()
+    ) -> None:
         self._layers = layers
+        self._below = below
         self._room = max_bytes
         self._kept: dict[tuple[int, ...], Tensor] = {}
 
@@ -32,8 +36,8 @@ class FrozenLayers:
         """Return what ``compute`` does, from the kept outputs of the frozen layers if all rows have them."""
         kept = [self._kept.get(tuple(row.token_ids)) for row in rows]
         known = [each for each in kept if each is not None]
-        for layer in self._layers:
-            layer.eval()
+        for module in (*self._below, *self._layers):
+            module.eval()
         if len(known) == len(rows):
             return self._above(torch.cat(known), compute)
         found: list[Tensor] = []
@@ -86,6 +90,13 @@ def frozen_layers(model: nn.Module, adapted: Iterable[str]) -> list[nn.Module]:
     layers = model.get_submodule(parents.pop())
     first = min(int(p[place]) for p in paths)
     return list(layers.children())[:first]
+
+
+def dropouts_below(model: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return a model's dropouts outside of its layers: they follow its embeddings."""
+    stack = next(module for module in model.modules() if frozen[0] in module.children())
+    inside = set(stack.modules())
+    return [m for m in model.modules() if isinstance(m, nn.Dropout) and m not in inside]
 
 
 def _hidden(output: Any) -> Tensor:

@@ -17,7 +17,7 @@ from adapters.runtime.kernels import fits, load_kernels
 from adapters.tasks.base import HeadSpec, Labelled
 from adapters.tasks.heads import Head, build_head, row_loss
 from training.contract import LoraSettings
-from training.frozen import FrozenLayers, frozen_layers
+from training.frozen import FrozenLayers, dropouts_below, frozen_layers
 from training.lora_layers import replace_forwards
 from training.parts import replace_parts
 from training.passes import run_encoder, run_packed, run_padded, run_sequences
@@ -132,7 +132,9 @@ def build_trainee(
     module = build_head(head, backbone.spec.hidden_size) if head else None
     head_module = module.to(backbone.device) if module else None
     lower = frozen_layers(backbone.model, adapted) if frozen_bytes else []
-    frozen = FrozenLayers(lower, frozen_bytes) if lower else None
+    frozen = None
+    if lower:
+        frozen = FrozenLayers(lower, frozen_bytes, dropouts_below(backbone.model, lower))
     kernels = _kernels(backbone)
     undo = _speed_up(backbone, kernels)
     return Trainee(backbone, peft_model, head_module, undo, kernels, frozen=frozen)

@@ -61,6 +61,21 @@ def test_known_rows_begin_at_the_first_adapted_layer(decoder_spec):
     assert len(calls) == 2
 
 
+def test_what_is_kept_has_no_draw_of_dropout_in_it(encoder_spec):
+    """Else a row would be learned under one draw, and a run that goes on would have another."""
+    made = trainee(encoder_spec, 2**20)
+    made.backbone.model.train()
+    rows = sorted(ROWS[:4], key=lambda row: len(row.token_ids))
+    kept = []
+    for _ in range(2):
+        made.loss(rows)
+        kept.append(dict(made.frozen._kept))
+        made.frozen._kept.clear()
+    assert len(kept[0]) == 4
+    for key, hidden in kept[0].items():
+        torch.testing.assert_close(hidden, kept[1][key], atol=0, rtol=0)
+
+
 def test_bytes_are_bounded(decoder_spec):
     made = trainee(decoder_spec, 2 * 3 * 32 * 4)  # two rows of three tokens, 32 fp32 numbers each
     rows = [Labelled([5, 6, 7 + i], [0]) for i in range(4)]

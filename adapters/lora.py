@@ -29,7 +29,7 @@ _KNOWN_KEYS = {
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "bias",
     "init_lora_weights", "modules_to_save", "inference_mode", "base_model_name_or_path", "revision",
     "auto_mapping", "peft_version", "megatron_core", "qalora_group_size", "ensure_weight_tying",
-    "fan_in_fan_out",
+    "fan_in_fan_out", "eva_config",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adapters.errors import BackboneMismatch, InvalidBundle
-from adapters.lora import LoraModule, check_against_backbone, read_lora
+from adapters.lora import LoraModule, check_against_backbone, check_plain_lora, read_lora
 from adapters.tensors import RawTensor, read_tensors
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
@@ -189,3 +189,10 @@ def test_a_module_of_another_size_is_refused_with_both_sizes(decoder_spec, size)
     modules = {name: LoraModule(raw(2, size[0]), raw(size[1], 2), 1.0)}
     with pytest.raises(BackboneMismatch, match=rf"\[32, 32\].*\[{size[0]}, {size[1]}\]"):
         check_against_backbone(modules, decoder_spec)
+
+
+def test_a_start_by_eva_is_plain_lora_with_what_it_was_set_up_by(tmp_path):
+    from peft import EvaConfig, LoraConfig
+
+    LoraConfig(init_lora_weights="eva", eva_config=EvaConfig()).save_pretrained(tmp_path)
+    check_plain_lora(json.loads((tmp_path / "adapter_config.json").read_text()))

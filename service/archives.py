@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import stat
 import struct
@@ -18,6 +19,7 @@ _ZIP_START = b"PK\x03\x04"
 _ZIP_END = struct.Struct("<4s4H2LH")
 _MOST_DIRECTORY = 64 * 2**10  # bytes: zipfile reads all of it, whatever the number of files
 _READ_BYTES = 2**20
+_MOST_AT_ONCE = 256 * 2**10  # bytes of a tar file
 
 
 def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
@@ -35,9 +37,19 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
         _unpack_tar(archive, folder, max_bytes)
 
 
+class _Bounded(io.FileIO):
+    """A file of which little is read at once: tarfile reads a header of any length as a whole, three times over."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MOST_AT_ONCE:
+            raise tarfile.ReadError(f"a header of '{size}' bytes")
+        return super().read(size)
+
+
 def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> None:
     try:
-        with tarfile.open(archive, "r:") as tar:  # plain: a compressed one could be a bomb
+        # Plain: a compressed one could be a bomb.
+        with _Bounded(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             size = 0
             for count, member in enumerate(tar, start=1):
                 if member.isdir() and PurePosixPath(member.name) == PurePosixPath("."):
@@ -47,7 +59,7 @@ def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> None:
                 if size > max_bytes:
                     raise _too_large(max_bytes)
                 _extract(tar, member, folder)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise InvalidBundle(
             f"The body is not a whole tar file ({error}). Send one made with "
             "'tar -C BUNDLE -cf - .', or a zip file."
@@ -69,7 +81,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> Non
     source = tar.extractfile(member)
     assert source is not None
     with source, target.open("xb") as file:
-        shutil.copyfileobj(source, file)
+        shutil.copyfileobj(source, file, _MOST_AT_ONCE)
 
 
 def _unpack_zip(archive: Path, folder: Path, max_bytes: int) -> None:

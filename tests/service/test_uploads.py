@@ -293,3 +293,28 @@ def test_a_form_beyond_the_limit_is_refused(tmp_path):
     headers, body = form(("file", "a", bytes(200_000)))
     with pytest.raises(TooLarge, match="larger than"):
         asyncio.run(receive(headers, stream(body), tmp_path / "body", 1000))
+
+
+def pax_header(size):
+    """Return an extended header of a tar file, with a comment of about a size."""
+    record = f"{size} comment=".encode()
+    info = member("a", tarfile.XHDTYPE)
+    info.size = size
+    body = record + b"a" * (size - len(record) - 1) + b"\n"
+    return info.tobuf(tarfile.USTAR_FORMAT) + body.ljust(-(-size // 512) * 512, b"\0")
+
+
+def test_a_header_of_a_tar_takes_no_more_memory_than_one_needs(unpacked):
+    archive = pax_header(30_000_000) + tar(*FILES.items())
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidBundle, match="a header of '30000128' bytes"):
+            unpacked(archive, 10**9)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_headers_that_follow_one_another_for_ever_are_refused(unpacked):
+    with pytest.raises(InvalidBundle, match="not a whole tar"):
+        unpacked(pax_header(30) * 2000 + tar(*FILES.items()))

@@ -10,6 +10,7 @@ import fsspec
 
 from adapters.bundle import ALLOWED_FILES
 from adapters.errors import InvalidRequest, NotFound, TooLarge
+from adapters.storage import telling_store
 
 _READ_BYTES = 2**20
 
@@ -27,16 +28,11 @@ def fetch_source(url: str, trusted: Sequence[str], folder: Path, max_bytes: int)
         InvalidRequest: it does not lie under a trusted one, links included.
         NotFound: nothing is there.
         TooLarge: the files are larger than ``max_bytes`` in all.
+        Unavailable: what is to be asked there does not answer, or refuses.
     """
-    fs, root = _open_trusted(url, trusted)
-    try:
-        sizes = {
-            PurePosixPath(entry["name"]).name: entry["size"] or 0
-            for entry in fs.ls(root, detail=True)
-            if entry["type"] == "file" and not entry.get("islink")
-        }
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(f"There is no folder '{url}'. Check the path.", param="url") from error
+    with telling_store(url):
+        fs, root = _open_trusted(url, trusted)
+        sizes = _sizes(fs, root, url)
     names = sorted(ALLOWED_FILES & set(sizes))
     if not names:
         raise NotFound(
@@ -46,8 +42,22 @@ def fetch_source(url: str, trusted: Sequence[str], folder: Path, max_bytes: int)
         )
     left = max_bytes
     for name in names:
-        with fs.open(f"{root}/{name}", "rb") as source, (folder / name).open("xb") as target:
-            left = _copy(source, target, left, max_bytes)
+        with telling_store(url):
+            source = fs.open(f"{root}/{name}", "rb")
+        with source, (folder / name).open("xb") as target:
+            left = _copy(source, target, left, max_bytes, url)
+
+
+def _sizes(fs: Any, root: str, url: str) -> dict[str, int]:
+    """Return the bytes of a folder's plain files, by name; 0 if it does not tell."""
+    try:
+        return {
+            PurePosixPath(entry["name"]).name: entry["size"] or 0
+            for entry in fs.ls(root, detail=True)
+            if entry["type"] == "file" and not entry.get("islink")
+        }
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"There is no folder '{url}'. Check the path.", param="url") from error
 
 
 def _open_trusted(url: str, trusted: Sequence[str]) -> tuple[Any, str]:
@@ -85,11 +95,14 @@ def _lies_in(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _copy(source: Any, target: Any, left: int, max_bytes: int) -> int:
+def _copy(source: Any, target: Any, left: int, max_bytes: int, url: str) -> int:
     """Copy a file, and return how many bytes may still come."""
-    while chunk := source.read(_READ_BYTES):
+    while True:
+        with telling_store(url):
+            chunk = source.read(_READ_BYTES)
+        if not chunk:
+            return left
         left -= len(chunk)
         if left < 0:
             raise TooLarge(f"The bundle's files are larger than '{max_bytes}' bytes in all.")
         target.write(chunk)
-    return left

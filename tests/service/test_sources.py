@@ -3,7 +3,7 @@
 import fsspec
 import pytest
 
-from adapters.errors import InvalidRequest, NotFound, TooLarge
+from adapters.errors import InvalidRequest, NotFound, TooLarge, Unavailable
 from service.sources import fetch_source
 
 
@@ -76,3 +76,16 @@ def test_large_and_missing_folders_are_told(folders):
     (folders / "trusted/one/README.md").write_text("x" * 200)
     with pytest.raises(TooLarge):
         fetch_source(f"{trusted}/one", [trusted], folders / "out", 100)
+
+
+def test_a_store_that_does_not_answer_is_told_as_such(folders, monkeypatch):
+    def hang_up(*_, **__):
+        raise ConnectionError("the line is dead")
+
+    with fsspec.open("memory://dead/one/manifest.json", "w") as file:
+        file.write("{}")
+    for method in ("ls", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(fsspec.filesystem("memory"), method, hang_up)
+            with pytest.raises(Unavailable, match=r"memory://dead/one.*the line is dead"):
+                fetch_source("memory://dead/one", ["memory://dead"], folders / "out", 100)

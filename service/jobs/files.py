@@ -16,13 +16,13 @@ from adapters.errors import Conflict, InvalidRequest, NotFound
 from adapters.reference import DEFAULT_NAMESPACE
 from adapters.registry.database import Database
 from adapters.registry.tables import now
-from adapters.validation import printable
+from adapters.validation import printable, shown
 from service.jobs.objects import ObjectStore
 from service.jobs.states import ENDED
 from service.jobs.tables import FileTable, JobTable
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")  # what a run reads, by its name's end
-_MOST_NAME = 200
+_MOST_NAME = 200  # bytes in UTF-8: file systems take 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +157,11 @@ def plain_name(filename: str) -> str:
         InvalidRequest: it does not.
     """
     name = printable(filename.replace("\\", "/").rpartition("/")[2])
-    if not name.lower().endswith(SUFFIXES) or len(name) > _MOST_NAME:
+    is_fit = "\0" not in name and len(name.encode()) <= _MOST_NAME
+    if not name.lower().endswith(SUFFIXES) or not is_fit:
         raise InvalidRequest(
-            f"'{name[:80]}' is no file of examples: its name must end in {', '.join(SUFFIXES)} and have at most "
-            f"{_MOST_NAME} characters.",
+            f"{shown(name)} is no file of examples: its name must end in {', '.join(SUFFIXES)}, have at most "
+            f"{_MOST_NAME} bytes, and no NUL.",
             param="file",
         )
     return name

@@ -62,7 +62,7 @@ def test_with_kernels_for_all_layers_a_rows_numbers_do_not_depend_on_its_company
     """Each token's numbers come from one order of operations, so that even bf16 is equal to the last bit."""
     kernels = load_kernels()
     if kernels is None or not kernels.fits_linear(torch.ones(16, 16, dtype=torch.bfloat16)):
-        pytest.skip("This processor has AMX: oneDNN computes linear layers.")
+        pytest.skip("This processor multiplies matrices of bf16: oneDNN computes linear layers.")
     limits = EngineLimits(chunk_tokens=16, prefix_bytes=0)
     backbone = load_backbone(decoder_spec, "bfloat16", fuse=True)
     engine = Engine(backbone, lambda name: bundles / name, limits)

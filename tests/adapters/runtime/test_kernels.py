@@ -139,7 +139,7 @@ def test_linear_layers_are_torchs_and_the_same_in_any_company(kernels, num_outpu
     generator = torch.Generator().manual_seed(num_outputs)
     weight = torch.randn(num_outputs, num_inputs, generator=generator).bfloat16()
     if not kernels.fits_linear(weight):
-        pytest.skip("This processor has AMX, which oneDNN is faster with.")
+        pytest.skip("This processor multiplies matrices of bf16; oneDNN is faster there.")
     bias = torch.randn(num_outputs, generator=generator)
     x = torch.randn(60, num_inputs, generator=generator).bfloat16()
     panels = to_panels(weight)

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from adapters.errors import HeadstockError, InvalidRequest, StorageFull
@@ -38,6 +38,20 @@ STATUS = {
 RETRIED = ("overloaded", "unavailable")  # nothing was done: the same request may be sent again
 _MOST_MESSAGE, _MOST_PARAM = 4000, 200  # characters
 _REST_SHOWN = 20  # of a body, from where it is no JSON
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: a stable code, a sentence, and the field that it lies in, if it lies in one."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is not 2xx, and what stands for a row that failed."""
+
+    error: ErrorDetail
 
 
 def error_body(error: HeadstockError) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import asyncio
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
 
 from adapters.errors import InvalidRequest, Unavailable
 from adapters.registry.registry import Registry
@@ -14,7 +13,6 @@ from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
 from service.jobs.orders import JobOrder, JobPlan
 from service.jobs.run_folders import config_of, estimate_key, fetch_parent
-from service.memory import memory_room
 from service.runs import execute_run
 from training.contract import ESTIMATE_NAME, Estimate
 
@@ -44,8 +42,8 @@ class Estimates:
         """Answer those that are measured or wait for their turn with an error; from any thread."""
         self._is_stopped = True
 
-    async def measure(self, order: JobOrder, plan: JobPlan, namespace: str) -> dict[str, Any]:
-        """Return bands of seconds and bytes, steps, tokens, and what the gate warned of.
+    async def measure(self, order: JobOrder, plan: JobPlan, namespace: str) -> Estimate:
+        """Return bands of seconds and bytes, steps and tokens.
 
         The same order, sent as a job later, has in its record how far off this was. A cancelled call ends its run.
 
@@ -55,22 +53,9 @@ class Estimates:
         is_left = threading.Event()
         async with self._turn:
             try:
-                estimate = await asyncio.to_thread(self._measure, order, plan, namespace, is_left)
+                return await asyncio.to_thread(self._measure, order, plan, namespace, is_left)
             finally:
                 is_left.set()
-        left = memory_room()
-        return {
-            "object": "fine_tuning.job.estimate",
-            "task": plan.task,
-            "rows": plan.rows,
-            "steps": estimate.num_steps,
-            "tokens": estimate.num_tokens,
-            "seconds": estimate.total_seconds.model_dump(),
-            "seconds_by_stage": {k: band.model_dump() for k, band in estimate.seconds.items()},
-            "peak_bytes": estimate.peak_bytes.model_dump(),
-            "fits": left is None or estimate.peak_bytes.high <= left,
-            "warnings": plan.warnings,
-        }
 
     def _measure(
         self, order: JobOrder, plan: JobPlan, namespace: str, is_left: threading.Event

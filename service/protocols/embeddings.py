@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from adapters.errors import HeadstockError, InvalidRequest
 from adapters.runtime.rows import RowResult
@@ -38,6 +39,26 @@ class EmbeddingsBody(Body):
     truncate: bool = False
 
 
+class Vector(TypedDict):
+    """The vector of one text: fp32 numbers, or those as base64 of little-endian bytes."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(TypedDict):
+    object: Literal["list"]
+    data: list[Vector]
+    model: str
+    usage: EmbeddingUsage
+
+
 def texts_of(body: EmbeddingsBody, max_rows: int) -> list[str]:
     """Return the texts of a body.
 
@@ -58,9 +79,9 @@ def texts_of(body: EmbeddingsBody, max_rows: int) -> list[str]:
 
 def answer(
     body: EmbeddingsBody, results: Sequence[RowResult], num_tokens: int
-) -> dict[str, Any] | HeadstockError:
+) -> EmbeddingsAnswer | HeadstockError:
     """Return OpenAI's answer, or the first error: it has no place for an error per text."""
-    data = []
+    data: list[Vector] = []
     for i, result in enumerate(results):
         if result.error is not None:
             return result.error
@@ -68,7 +89,7 @@ def answer(
         assert result.output.embedding is not None
         vector = _encode(result.output.embedding, body.encoding_format)
         data.append({"object": "embedding", "index": i, "embedding": vector})
-    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    usage: EmbeddingUsage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     return {"object": "list", "data": data, "model": body.model, "usage": usage}
 
 

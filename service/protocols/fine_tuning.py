@@ -5,16 +5,127 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, Literal, NotRequired, TypeVar
+
+from typing_extensions import TypedDict
 
 from service.jobs.files import StoredFile
+from service.jobs.orders import JobPlan
 from service.jobs.records import Job, JobEvent
 from service.jobs.states import Status
+from training.contract import Band, Estimate
 
 _ORGANIZATION = "local"
 
 
-def file_body(file: StoredFile) -> dict[str, Any]:
+class _Identified(TypedDict):
+    id: str
+
+
+T = TypeVar("T", bound=_Identified)
+
+
+class FileAnswer(TypedDict):
+    """A file of examples; ``report`` is what its check found."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+    report: dict[str, Any] | None
+
+
+class DeletedFile(TypedDict):
+    id: str
+    object: Literal["file"]
+    deleted: bool
+
+
+class JobAnswer(TypedDict):
+    """A job; moments are in seconds since 1970. From ``paused`` on, the keys are ours."""
+
+    id: str
+    object: Literal["fine_tuning.job"]
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    model: str
+    fine_tuned_model: str | None
+    organization_id: str
+    status: str
+    training_file: str
+    validation_file: str | None
+    hyperparameters: dict[str, Any]
+    method: dict[str, Any]
+    seed: int
+    trained_tokens: int | None
+    result_files: list[str]
+    integrations: list[Any]
+    metadata: dict[str, str]
+    error: dict[str, Any] | None
+    paused: bool
+    task: dict[str, Any]
+    adapter: str
+    resources: dict[str, Any]
+    attempt: int
+    progress: dict[str, Any] | None
+    metrics: dict[str, Any] | None
+    seconds: dict[str, float] | None
+    peak_bytes: int | None
+    estimate: dict[str, Any] | None
+
+
+class EventAnswer(TypedDict):
+    """A line of a job's history."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"]
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any]
+
+
+class CheckpointAnswer(TypedDict):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"]
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str | None
+    step_number: int
+    metrics: dict[str, Any]
+
+
+class EstimateAnswer(TypedDict):
+    """What a job would take: bands of seconds and bytes, measured; ``fits`` into the memory there is."""
+
+    object: Literal["fine_tuning.job.estimate"]
+    task: str
+    rows: dict[str, int]
+    steps: int
+    tokens: int
+    seconds: Band
+    seconds_by_stage: dict[str, Band]
+    peak_bytes: Band
+    fits: bool
+    warnings: list[str]
+
+
+class Page(TypedDict, Generic[T]):
+    """One of OpenAI's pages; the next one begins ``after`` its ``last_id``."""
+
+    object: Literal["list"]
+    data: list[T]
+    has_more: bool
+    first_id: NotRequired[str]
+    last_id: NotRequired[str]
+
+
+def file_answer(file: StoredFile) -> FileAnswer:
     return {
         "id": file.id,
         "object": "file",
@@ -27,7 +138,7 @@ def file_body(file: StoredFile) -> dict[str, Any]:
     }
 
 
-def job_body(job: Job) -> dict[str, Any]:
+def job_answer(job: Job) -> JobAnswer:
     order, result = job.order, job.result or {}
     chosen = order.chosen.model_dump()
     return {
@@ -63,7 +174,7 @@ def job_body(job: Job) -> dict[str, Any]:
     }
 
 
-def event_body(event: JobEvent) -> dict[str, Any]:
+def event_answer(event: JobEvent) -> EventAnswer:
     return {
         "id": event_id(event.number),
         "object": "fine_tuning.job.event",
@@ -75,7 +186,7 @@ def event_body(event: JobEvent) -> dict[str, Any]:
     }
 
 
-def checkpoint_bodies(job: Job) -> list[dict[str, Any]]:
+def checkpoint_answers(job: Job) -> list[CheckpointAnswer]:
     """Return the weights that are kept of a job, as checkpoints: the best ones, which its version holds."""
     result = job.result
     if result is None or job.finished_at is None:
@@ -95,9 +206,29 @@ def checkpoint_bodies(job: Job) -> list[dict[str, Any]]:
     ]
 
 
-def page(bodies: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    ends = {"first_id": bodies[0]["id"], "last_id": bodies[-1]["id"]} if bodies else {}
-    return {"object": "list", "data": list(bodies), "has_more": has_more, **ends}
+def estimate_answer(plan: JobPlan, estimate: Estimate, room: int | None) -> EstimateAnswer:
+    """Args:
+    room: bytes of memory that are free, if that is known.
+    """
+    return {
+        "object": "fine_tuning.job.estimate",
+        "task": plan.task,
+        "rows": plan.rows,
+        "steps": estimate.num_steps,
+        "tokens": estimate.num_tokens,
+        "seconds": estimate.total_seconds,
+        "seconds_by_stage": estimate.seconds,
+        "peak_bytes": estimate.peak_bytes,
+        "fits": room is None or estimate.peak_bytes.high <= room,
+        "warnings": plan.warnings,
+    }
+
+
+def page(answers: Sequence[T], *, has_more: bool) -> Page[T]:
+    found: Page[T] = {"object": "list", "data": list(answers), "has_more": has_more}
+    if answers:
+        found |= {"first_id": answers[0]["id"], "last_id": answers[-1]["id"]}
+    return found
 
 
 def event_id(number: int) -> str:

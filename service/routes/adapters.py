@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import ConfigDict
 
 from adapters.reference import Reference, check_name
-from adapters.registry.records import Adapter, Alias, Version
 from adapters.registry.registry import Registry
 from service.access.callers import Who
 from service.bodies import Body
+from service.protocols.registry import (
+    AdapterPage,
+    AdapterWithVersions,
+    DeletedName,
+    DeletedVersion,
+    VersionAnswer,
+    VersionPage,
+    VersionWithManifest,
+    adapter_answer,
+    version_answer,
+    version_page,
+)
 from service.routes.answers import upload
 from service.submissions import Source, Submissions
 from service.threads import in_slow_thread
@@ -49,13 +60,13 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
     router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
     @router.get("")
-    async def list_adapters(who: Who, limit: Limit = 100, after: str = "") -> dict[str, Any]:
+    async def list_adapters(who: Who, limit: Limit = 100, after: str = "") -> AdapterPage:
         """List adapters by name, those behind ``after``."""
         found = await asyncio.to_thread(
             registry.list_adapters, who.namespace, after=after, limit=limit + 1
         )
         return {
-            "adapters": [adapter_body(adapter) for adapter in found[:limit]],
+            "adapters": [adapter_answer(adapter) for adapter in found[:limit]],
             "has_more": len(found) > limit,
         }
 
@@ -66,7 +77,7 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
         name: str | None = None,
         note: str | None = None,
         backbone: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> VersionAnswer:
         """Store a bundle or a stock PEFT folder as the next version of ``name``.
 
         It comes in the body, as a tar or zip file or a form with one, or the server gets it: ``{"name", "url"}`` or
@@ -86,37 +97,34 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
                 backbone=target.backbone,
                 namespace=who.namespace,
             )
-        return version_body(version)
+        return version_answer(version)
 
     @router.get("/{name}")
-    async def get_adapter(name: str, who: Who) -> dict[str, Any]:
+    async def get_adapter(name: str, who: Who) -> AdapterWithVersions:
         adapter = await asyncio.to_thread(registry.get_adapter, name, who.namespace)
-        return {**adapter_body(adapter), **await list_versions(name, who)}
+        return {**adapter_answer(adapter), **await list_versions(name, who)}
 
     @router.get("/{name}/versions")
     async def list_versions(
         name: str, who: Who, limit: Limit = 100, before: Before = None
-    ) -> dict[str, Any]:
+    ) -> VersionPage:
         """List the newest versions, or the newest ``before`` a number; oldest of them first."""
         found = await asyncio.to_thread(
             registry.list_versions, name, who.namespace, before=before, limit=limit + 1
         )
-        return {
-            "versions": [version_body(each) for each in found[-limit:]],
-            "has_more": len(found) > limit,
-        }
+        return version_page(found[-limit:], has_more=len(found) > limit)
 
     @router.get("/{name}/versions/{number}")
-    async def get_version(name: str, number: Number, who: Who) -> dict[str, Any]:
+    async def get_version(name: str, number: Number, who: Who) -> VersionWithManifest:
         """Give a version with its whole manifest: options, head, hashes of its files, and where it comes from."""
         reference = Reference(name, version=number, namespace=who.namespace)
         version = await asyncio.to_thread(registry.resolve, reference)
-        return {**version_body(version), "manifest": version.manifest.model_dump(mode="json")}
+        return {**version_answer(version), "manifest": version.manifest}
 
     @router.patch("/{name}/versions/{number}")
-    async def annotate(name: str, number: Number, body: NotesBody, who: Who) -> dict[str, Any]:
+    async def annotate(name: str, number: Number, body: NotesBody, who: Who) -> VersionAnswer:
         """Replace a version's note or tags; what is left out stays."""
-        return version_body(
+        return version_answer(
             await asyncio.to_thread(
                 registry.annotate,
                 name,
@@ -130,7 +138,7 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
     @router.delete("/{name}/versions/{number}")
     async def delete_version(
         name: str, number: Number, who: Who, force: bool = False
-    ) -> dict[str, Any]:
+    ) -> DeletedVersion:
         """Delete a version; ``force`` takes away the aliases that point at it. Requests in flight finish."""
         await asyncio.to_thread(
             registry.delete_version, name, number, force=force, namespace=who.namespace
@@ -138,42 +146,9 @@ def adapters_router(registry: Registry, submissions: Submissions) -> APIRouter:
         return {"name": name, "version": number, "deleted": True}
 
     @router.delete("/{name}")
-    async def delete_adapter(name: str, who: Who, force: bool = False) -> dict[str, Any]:
+    async def delete_adapter(name: str, who: Who, force: bool = False) -> DeletedName:
         """Delete all versions of an adapter; ``force`` takes away its aliases."""
         await asyncio.to_thread(registry.delete_adapter, name, force=force, namespace=who.namespace)
         return {"name": name, "deleted": True}
 
     return router
-
-
-def adapter_body(adapter: Adapter) -> dict[str, Any]:
-    aliases = {alias.name: alias_body(alias) for alias in adapter.aliases}
-    return {
-        "name": adapter.name,
-        "task": adapter.task,
-        "latest_version": adapter.latest,
-        "aliases": aliases,
-    }
-
-
-def version_body(version: Version) -> dict[str, Any]:
-    return {
-        "name": version.name,
-        "version": version.number,
-        "digest": version.digest,
-        "task": version.manifest.task,
-        "backbone": version.manifest.backbone.name,
-        "metrics": version.manifest.metrics,
-        "note": version.note,
-        "tags": dict(version.tags),
-        "created_at": version.created_at.isoformat(),
-    }
-
-
-def alias_body(alias: Alias) -> dict[str, Any]:
-    return {  # not by `asdict`, whose deep copies took a quarter of a page's time
-        "name": alias.name,
-        "version": alias.version,
-        "revision": alias.revision,
-        "moved_at": alias.moved_at.isoformat(),
-    }

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Header
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.errors import InvalidRequest
-from adapters.registry.promotion import Promotion, Rule
+from adapters.registry.promotion import Rule
 from adapters.registry.records import Alias
 from adapters.registry.registry import Registry
 from adapters.validation import shown
 from service.access.callers import Who
 from service.bodies import Body
-from service.routes.adapters import MAX_VERSION, alias_body
+from service.protocols.registry import (
+    AliasAnswer,
+    AliasWithHistory,
+    DeletedName,
+    MovedAlias,
+    alias_answer,
+    move_answer,
+)
+from service.routes.adapters import MAX_VERSION
 
 IfMatch = Annotated[str | None, Header()]
 _MOST_DIGITS = 18  # of a revision
@@ -46,30 +52,33 @@ def aliases_router(registry: Registry) -> APIRouter:
     router = APIRouter(prefix="/v1/adapters/{name}/aliases/{alias}", tags=["adapters"])
 
     @router.get("")
-    async def get_alias(name: str, alias: str, who: Who) -> JSONResponse:
+    async def get_alias(name: str, alias: str, who: Who, response: Response) -> AliasWithHistory:
         """Tell where an alias points, and where it did."""
         found = await asyncio.to_thread(registry.get_alias, name, alias, who.namespace)
         moves = await asyncio.to_thread(registry.list_moves, name, alias, who.namespace)
-        history = [{**asdict(move), "moved_at": move.moved_at.isoformat()} for move in moves]
-        return _tagged(found, history=history)
+        return {**_tagged(found, response), "history": [move_answer(move) for move in moves]}
 
     @router.put("")
     async def set_alias(
-        name: str, alias: str, body: AliasBody, who: Who, if_match: IfMatch = None
-    ) -> JSONResponse:
+        name: str,
+        alias: str,
+        body: AliasBody,
+        who: Who,
+        response: Response,
+        if_match: IfMatch = None,
+    ) -> MovedAlias | AliasAnswer:
         """Point an alias at a version; with ``If-Match``, only if nobody moved it meanwhile."""
         revision = _revision(if_match)
         if body.promote_if is None:
-            return _tagged(
-                await asyncio.to_thread(
-                    registry.set_alias,
-                    name,
-                    alias,
-                    body.version,
-                    if_revision=revision,
-                    namespace=who.namespace,
-                )
+            found = await asyncio.to_thread(
+                registry.set_alias,
+                name,
+                alias,
+                body.version,
+                if_revision=revision,
+                namespace=who.namespace,
             )
+            return _tagged(found, response)
         rule = body.promote_if.rule()
         done = await asyncio.to_thread(
             registry.promote,
@@ -80,22 +89,26 @@ def aliases_router(registry: Registry) -> APIRouter:
             if_revision=revision,
             namespace=who.namespace,
         )
-        return _promoted(done)
+        # Not moved means that there was something to compare with.
+        assert done.alias is not None
+        told = _tagged(done.alias, response)
+        return {**told, "moved": done.is_moved, "comparison": done.comparison}
 
     @router.post("/rollback")
-    async def roll_back(name: str, alias: str, who: Who, if_match: IfMatch = None) -> JSONResponse:
+    async def roll_back(
+        name: str, alias: str, who: Who, response: Response, if_match: IfMatch = None
+    ) -> AliasAnswer:
         """Point an alias back at the version before; once more goes one further back."""
         revision = _revision(if_match)
-        return _tagged(
-            await asyncio.to_thread(
-                registry.roll_back, name, alias, if_revision=revision, namespace=who.namespace
-            )
+        found = await asyncio.to_thread(
+            registry.roll_back, name, alias, if_revision=revision, namespace=who.namespace
         )
+        return _tagged(found, response)
 
     @router.delete("")
     async def remove_alias(
         name: str, alias: str, who: Who, if_match: IfMatch = None
-    ) -> dict[str, Any]:
+    ) -> DeletedName:
         """Take an alias away; its history stays, and a rollback does not reach behind this."""
         revision = _revision(if_match)
         await asyncio.to_thread(
@@ -106,15 +119,10 @@ def aliases_router(registry: Registry) -> APIRouter:
     return router
 
 
-def _tagged(alias: Alias, **more: Any) -> JSONResponse:
-    return JSONResponse({**alias_body(alias), **more}, headers={"ETag": f'"{alias.revision}"'})
-
-
-def _promoted(done: Promotion) -> JSONResponse:
-    told = {"moved": done.is_moved, "comparison": asdict(done.comparison)}
-    # Not moved means that there was something to compare with.
-    assert done.alias is not None
-    return _tagged(done.alias, **told)
+def _tagged(alias: Alias, response: Response) -> AliasAnswer:
+    """Return an alias, whose revision goes into the response's headers too."""
+    response.headers["ETag"] = f'"{alias.revision}"'
+    return alias_answer(alias)
 
 
 def _revision(if_match: str | None) -> int | None:

@@ -4,22 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong: a stable code, a sentence, and the field that it lies in, if it lies in one."""
-
-    code: str
-    message: str
-    param: str | None
-
-
-class ErrorAnswer(BaseModel):
-    """The body of every answer that is not 2xx."""
-
-    error: ErrorDetail
-
+from service.errors import ErrorAnswer
 
 # `default` keeps FastAPI from adding its own 422, which `service.errors` never sends.
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 from fastapi import APIRouter, Request
 
@@ -51,7 +50,9 @@ def embeddings_router(
         )
 
     @router.post("/embeddings")
-    async def embed(body: embeddings.EmbeddingsBody, request: Request) -> dict[str, Any]:
+    async def embed(
+        body: embeddings.EmbeddingsBody, request: Request
+    ) -> embeddings.EmbeddingsAnswer:
         """Return a vector for each text: the pooled last hidden states of the backbone, no adapter."""
         if body.model != backbone.name:
             raise NotFound(

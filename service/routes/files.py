@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
@@ -15,7 +15,7 @@ from adapters.errors import InvalidRequest
 from service.access.callers import Who
 from service.jobs.checking import check_upload
 from service.jobs.files import Files, plain_name
-from service.protocols.fine_tuning import file_body, page
+from service.protocols.fine_tuning import DeletedFile, FileAnswer, Page, file_answer, page
 from service.routes.answers import upload
 from service.settings import Settings
 from service.threads import in_slow_thread
@@ -29,7 +29,7 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
     router = APIRouter(prefix="/v1/files", tags=["files"])
 
     @router.post("", openapi_extra=upload({"purpose": f"'{_PURPOSE}'"}, "purpose"))
-    async def create_file(request: Request, who: Who) -> dict[str, Any]:
+    async def create_file(request: Request, who: Who) -> FileAnswer:
         """Store the file of examples in a form's ``file``; bad lines refuse it, and are named."""
         with tempfile.TemporaryDirectory(prefix="headstock-file-") as scratch:
             received = Path(scratch) / "received"
@@ -46,20 +46,20 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
             path = received.rename(Path(scratch) / name)
             report = await check_upload(path)
             stored = await in_slow_thread(files.create, path, name, purpose, report, who.namespace)
-        return file_body(stored)
+        return file_answer(stored)
 
     @router.get("")
     async def list_files(
         who: Who, after: str | None = None, limit: Limit = 100, purpose: str | None = None
-    ) -> dict[str, Any]:
+    ) -> Page[FileAnswer]:
         found = await asyncio.to_thread(
             files.list_files, after=after, limit=limit + 1, purpose=purpose, namespace=who.namespace
         )
-        return page([file_body(file) for file in found[:limit]], has_more=len(found) > limit)
+        return page([file_answer(file) for file in found[:limit]], has_more=len(found) > limit)
 
     @router.get("/{file}")
-    async def get_file(file: str, who: Who) -> dict[str, Any]:
-        return file_body(await asyncio.to_thread(files.get, file, who.namespace))
+    async def get_file(file: str, who: Who) -> FileAnswer:
+        return file_answer(await asyncio.to_thread(files.get, file, who.namespace))
 
     @router.get("/{file}/content")
     async def get_content(file: str, who: Who) -> FileResponse:
@@ -74,7 +74,7 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
         )
 
     @router.delete("/{file}")
-    async def delete_file(file: str, who: Who) -> dict[str, Any]:
+    async def delete_file(file: str, who: Who) -> DeletedFile:
         await asyncio.to_thread(files.delete, file, who.namespace)
         return {"id": file, "object": "file", "deleted": True}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 from adapters.errors import InvalidRequest
 from service.access.callers import Who
@@ -17,11 +17,18 @@ from service.jobs.intake import Intake
 from service.jobs.orders import JobOrder
 from service.jobs.queue import JobQueue, new_job_id
 from service.jobs.states import ENDED
+from service.memory import memory_room
 from service.protocols.fine_tuning import (
-    checkpoint_bodies,
-    event_body,
+    CheckpointAnswer,
+    EstimateAnswer,
+    EventAnswer,
+    JobAnswer,
+    Page,
+    checkpoint_answers,
+    estimate_answer,
+    event_answer,
     event_number,
-    job_body,
+    job_answer,
     page,
 )
 from service.routes.predict import unless_gone
@@ -46,7 +53,7 @@ def jobs_router(
     @router.post("")
     async def create_job(
         order: JobOrder, who: Who, idempotency_key: IdempotencyKey = None
-    ) -> dict[str, Any]:
+    ) -> JobAnswer:
         """Order an adapter; what can't be done is refused now. The same Idempotency-Key gives the same job."""
         job = new_job_id()
         plan = await intake.plan(order, job, who)
@@ -61,18 +68,20 @@ def jobs_router(
             key=who.key,
             most_of_key=who.max_jobs,
         )
-        return job_body(made)
+        return job_answer(made)
 
     @router.post("/estimate")
-    async def estimate_job(order: JobOrder, request: Request, who: Who) -> dict[str, Any]:
+    async def estimate_job(order: JobOrder, request: Request, who: Who) -> EstimateAnswer:
         """Measure a few steps of what an order would train; tells time and memory as bands."""
         plan = await intake.plan(order, new_job_id(), who)
-        return await unless_gone(request, estimates.measure(order, plan, who.namespace))
+        measuring = estimates.measure(order, plan, who.namespace)
+        estimate = await unless_gone(request, measuring)
+        return estimate_answer(plan, estimate, memory_room())
 
     @router.get("")
     async def list_jobs(
         request: Request, who: Who, after: str | None = None, limit: Limit = 20
-    ) -> dict[str, Any]:
+    ) -> Page[JobAnswer]:
         """List jobs, newest first; ``metadata[key]=value`` picks those that have it."""
         metadata = {
             name[len("metadata[") : -1]: value
@@ -86,30 +95,30 @@ def jobs_router(
             metadata=metadata,
             namespace=who.namespace,
         )
-        return page([job_body(job) for job in found[:limit]], has_more=len(found) > limit)
+        return page([job_answer(job) for job in found[:limit]], has_more=len(found) > limit)
 
     @router.get("/{job}")
-    async def get_job(job: str, who: Who) -> dict[str, Any]:
-        return job_body(await asyncio.to_thread(queue.get, job, who.namespace))
+    async def get_job(job: str, who: Who) -> JobAnswer:
+        return job_answer(await asyncio.to_thread(queue.get, job, who.namespace))
 
     @router.post("/{job}/cancel")
-    async def cancel_job(job: str, who: Who) -> dict[str, Any]:
-        return job_body(await asyncio.to_thread(queue.cancel, job, who.namespace))
+    async def cancel_job(job: str, who: Who) -> JobAnswer:
+        return job_answer(await asyncio.to_thread(queue.cancel, job, who.namespace))
 
     @router.post("/{job}/pause")
-    async def pause_job(job: str, who: Who) -> dict[str, Any]:
-        return job_body(await asyncio.to_thread(queue.pause, job, who.namespace))
+    async def pause_job(job: str, who: Who) -> JobAnswer:
+        return job_answer(await asyncio.to_thread(queue.pause, job, who.namespace))
 
     @router.post("/{job}/resume")
-    async def resume_job(job: str, who: Who) -> dict[str, Any]:
-        return job_body(await asyncio.to_thread(queue.resume, job, who.namespace))
+    async def resume_job(job: str, who: Who) -> JobAnswer:
+        return job_answer(await asyncio.to_thread(queue.resume, job, who.namespace))
 
     @router.get("/{job}/checkpoints")
-    async def list_checkpoints(job: str, who: Who) -> dict[str, Any]:
+    async def list_checkpoints(job: str, who: Who) -> Page[CheckpointAnswer]:
         found = await asyncio.to_thread(queue.get, job, who.namespace)
-        return page(checkpoint_bodies(found), has_more=False)
+        return page(checkpoint_answers(found), has_more=False)
 
-    @router.get("/{job}/events", response_model=None)
+    @router.get("/{job}/events", response_model=Page[EventAnswer])
     async def list_events(
         job: str,
         who: Who,
@@ -117,7 +126,7 @@ def jobs_router(
         limit: Limit = 20,
         stream: bool = False,
         last_event_id: Annotated[str | None, Header()] = None,
-    ) -> JSONResponse | StreamingResponse:
+    ) -> Page[EventAnswer] | StreamingResponse:
         """List events, newest first; with ``stream=true`` send them as they come, until the job has ended."""
         await asyncio.to_thread(queue.get, job, who.namespace)
         if stream:
@@ -127,8 +136,8 @@ def jobs_router(
             )
         before = None if after is None else _number(after, "after")
         found = await asyncio.to_thread(queue.list_events, job, before=before, limit=limit + 1)
-        bodies = [event_body(event) for event in reversed(found[-limit:])]
-        return JSONResponse(page(bodies, has_more=len(found) > limit))
+        bodies = [event_answer(event) for event in reversed(found[-limit:])]
+        return page(bodies, has_more=len(found) > limit)
 
     return router
 
@@ -150,7 +159,7 @@ async def _events(
         events = await asyncio.to_thread(queue.list_events, job, after=after, limit=_EVENTS_A_LOOK)
         for event in events:
             after = event.number
-            body = json.dumps(event_body(event), ensure_ascii=False)
+            body = json.dumps(event_answer(event), ensure_ascii=False)
             yield f"id: {event.number}\nevent: fine_tuning.job.event\ndata: {body}\n\n"
         if has_ended and not events:
             yield "event: done\ndata: [DONE]\n\n"

@@ -6,18 +6,19 @@ import asyncio
 import functools
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from adapters.errors import DeadlineExceeded, HeadstockError, Unavailable
+from adapters.runtime.stats import EngineStats
 from service.access.callers import Who
 from service.calls import Call, EngineCalls
 from service.events import EventStream, prediction_events
 from service.predictor import Predictor, Prepared, rows_of, with_earlier_usage
 from service.protocols import native
+from service.protocols.predictions import PredictAnswer
 from service.settings import Settings
 from service.threads import in_quick_thread, in_quick_turns
 from service.wire import RowsDone
@@ -29,7 +30,7 @@ T = TypeVar("T")
 def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["predict"])
 
-    @router.post("/predict")
+    @router.post("/predict", responses={200: {"model": PredictAnswer}})
     async def predict(body: native.PredictBody, request: Request, who: Who) -> Response:
         """Answer one or many inputs, of one or many adapters, in order; or stream one generated answer."""
         items = native.items_of(body, settings.max_rows_per_call)
@@ -52,9 +53,9 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
         return native.answer(await unless_gone(request, answers()))
 
     @router.get("/stats")
-    async def stats() -> dict[str, Any]:
+    async def stats() -> EngineStats:
         """Return the engine's counters; ``largest`` is the most mixed call of the backbone."""
-        return asdict(await calls.stats())
+        return await calls.stats()
 
     return router
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter
 
@@ -14,6 +14,7 @@ from adapters.registry.registry import Registry
 from service.access.callers import Caller, Who
 from service.calls import EngineCalls
 from service.predictor import check_backbone
+from service.protocols.registry import Residency
 from service.routes.adapters import Number
 
 
@@ -30,7 +31,7 @@ def residency_router(registry: Registry, calls: EngineCalls, backbone: BackboneS
 
     async def hold(
         name: str, number: int, who: Caller, how: Literal["warm", "pin", "unpin"]
-    ) -> dict[str, Any]:
+    ) -> Residency:
         version = await asyncio.to_thread(find, name, number, who, how)
         stats = await calls.hold(version.digest, how)
         return {
@@ -41,17 +42,17 @@ def residency_router(registry: Registry, calls: EngineCalls, backbone: BackboneS
         }
 
     @router.post("/warm", status_code=202)
-    async def warm(name: str, number: Number, who: Who) -> dict[str, Any]:
+    async def warm(name: str, number: Number, who: Who) -> Residency:
         """Have a version read into memory before the first request for it."""
         return await hold(name, number, who, "warm")
 
     @router.post("/pin", status_code=202)
-    async def pin(name: str, number: Number, who: Who) -> dict[str, Any]:
+    async def pin(name: str, number: Number, who: Who) -> Residency:
         """Keep a version on the device although nobody asks for it, until it is unpinned or the engine restarts."""
         return await hold(name, number, who, "pin")
 
     @router.delete("/pin")
-    async def unpin(name: str, number: Number, who: Who) -> dict[str, Any]:
+    async def unpin(name: str, number: Number, who: Who) -> Residency:
         """Let a pinned version go when others need its place."""
         return await hold(name, number, who, "unpin")
 

@@ -385,3 +385,14 @@ def test_the_openapi_document_tells_how_errors_look_and_what_is_uploaded(client)
         content = paths[path]["post"]["requestBody"]["content"]
         assert "file" in content["multipart/form-data"]["schema"]["properties"]
         assert len(content) == kinds
+
+
+def test_the_openapi_document_tells_what_every_answer_holds(client):
+    untyped = set()
+    for path, calls in client._call("GET", "/openapi.json")["paths"].items():
+        for call in calls.values() if path.startswith("/v1/") else ():
+            (told,) = (each for status, each in call["responses"].items() if status[0] == "2")
+            schema = told["content"].get("application/json", {}).get("schema", {})
+            untyped |= set() if {"$ref", "anyOf"} & set(schema) else {path.rpartition("/")[2]}
+    # Pages, text and bytes.
+    assert untyped == {"report", "log", "content", "load_lora_adapter", "unload_lora_adapter"}

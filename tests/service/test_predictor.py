@@ -1,5 +1,8 @@
 """From inputs to rows: what each task takes, as an object or a bare string, and how a wrong one is refused."""
 
+import json
+
+import numpy as np
 import pytest
 
 from adapters.errors import InvalidRequest
@@ -7,13 +10,20 @@ from adapters.registry.blobs import BlobStore
 from adapters.registry.database import Database
 from adapters.registry.registry import Registry
 from adapters.runtime.rows import RowResult
-from adapters.tasks.base import RowOutput
+from adapters.tasks import catalog
+from adapters.tasks.base import RowOutput, TokenLogprob
 from adapters.tasks.catalog import get_task
 from service.predictor import Predictor
-from service.protocols.native import PredictItem
-from tests.bundles import save_bundle
+from service.protocols.native import PredictItem, answer
+from service.protocols.predictions import PredictAnswer
+from tests.bundles import answerer, classifier, save_bundle, summarizer
 
 TASKS = {
+    "labels": classifier(3),
+    "several": classifier(3, multi_label=True),
+    "unsure": classifier(3, abstain_below=1.0),
+    "answers": answerer(),
+    "tldr": summarizer(),
     "score": get_task("regression", {}),
     "ner": get_task("token-classification", {"labels": ["a"]}),
     "german": get_task("translation", {"max_new_tokens": 8}),
@@ -35,7 +45,10 @@ def predictor(tmp_path_factory, decoder_spec, decoder_tokenizer):
     return Predictor(registry, decoder_tokenizer, decoder_spec, 4096)
 
 
-@pytest.mark.parametrize("name", TASKS)
+BARE = [name for name in TASKS if name != "answers"]
+
+
+@pytest.mark.parametrize("name", BARE)
 def test_a_bare_string_is_the_request_of_a_task_that_reads_one_text(predictor, name):
     field = {"german": "source", "chat": "prompt"}.get(name, "text")
     bare, whole = predictor.prepare(
@@ -77,3 +90,51 @@ def test_a_wrong_input_is_refused_by_its_field(predictor, name, given, parameter
     assert isinstance(error, InvalidRequest)
     assert said in error.message
     assert error.param == param
+
+
+QUESTION = {"question": "who?", "context": "a film by nobody"}
+WRITTEN = {"logprobs": True, "top_logprobs": 1}
+FORMS = {
+    "labels": ("a film", {}, "Classification"),
+    "several": ("a film", {}, "MultiLabelClassification"),
+    "unsure": ("a film", {}, "Classification"),
+    "score": ("a film", {}, "Regression"),
+    "ner": ("a film", {}, "TokenClassification"),
+    "answers": (QUESTION, {}, "QuestionAnswering"),
+    "tldr": ("a film", WRITTEN, "Summarization"),
+    "german": ("a film", {}, "Translation"),
+    "chat": ("a film", WRITTEN, "TextGeneration"),
+}
+
+
+def output_of(row, task):
+    """Return what the engine may give for a row: its last logits so large that a tag or a span stands out."""
+    if row.generation is not None:
+        tokens = (TokenLogprob(5, -0.5, ((6, -1.5),)),) if row.generation.num_logprobs else ()
+        return RowOutput(None, (5,), "stop", logprobs=tokens)
+    head = task.head("decoder")
+    shape = (len(row.token_ids), head.outputs) if head.kind == "token" else (head.outputs,)
+    logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    logits[..., -1] += 4
+    return RowOutput(logits)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_openapi_document_s_predictions_are_those_that_tasks_make(predictor, name):
+    given, parameters, form = FORMS[name]
+    item, failed = predictor.prepare(
+        [
+            PredictItem(adapter=name, input=given, parameters=parameters),
+            PredictItem(adapter=name, input=3),
+        ]
+    )
+    results = [RowResult(row.row_id, output_of(row, TASKS[name])) for row in item.rows]
+    body = json.loads(answer(predictor.finish([item, failed], results)).body)
+    told = PredictAnswer.model_validate(body)
+    assert [type(each).__name__ for each in told.predictions] == [form, "ErrorAnswer"]
+    assert told.model_dump(exclude_unset=True) == body
+
+
+def test_each_task_has_its_prediction_in_the_openapi_document():
+    assert {task.name for task in TASKS.values()} == set(catalog.TASKS)
+    assert set(FORMS) == set(TASKS)

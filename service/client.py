@@ -100,6 +100,9 @@ class Client:
 
         Args:
             timeout_seconds: what the server may take; the rest of the rows then end with an error.
+
+        Raises:
+            ClientError: the call was refused, or all of its rows failed; the error is then the first row's.
         """
         body = {"adapter": adapter, "inputs": inputs, "parameters": parameters}
         return self._predict(body, timeout_seconds)
@@ -107,7 +110,11 @@ class Client:
     def predict_many(
         self, requests: list[dict[str, Any]], *, timeout_seconds: float | None = None
     ) -> list[dict[str, Any]]:
-        """Answer requests for many adapters, each ``{"adapter", "input", "parameters"?}``, in order."""
+        """Answer requests for many adapters, each ``{"adapter", "input", "parameters"?}``, in order.
+
+        Raises:
+            ClientError: as `predict`.
+        """
         return self._predict({"requests": requests}, timeout_seconds)
 
     def predict_stream(

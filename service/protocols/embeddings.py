@@ -67,8 +67,9 @@ def texts_of(body: EmbeddingsBody, max_rows: int) -> list[str]:
     """
     texts = body.input
     if not 1 <= len(texts) <= max_rows:
+        how = "Split it." if texts else "Send some text."
         raise InvalidRequest(
-            f"The call has '{len(texts)}' inputs; 1 to {max_rows} go into one call. Split it.",
+            f"The call has '{len(texts)}' inputs; 1 to {max_rows} go into one call. {how}",
             param="input",
         )
     for i, text in enumerate(texts):

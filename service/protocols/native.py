@@ -70,8 +70,9 @@ def items_of(body: PredictBody, max_rows: int) -> list[PredictItem]:
             for each in inputs
         ]
     if not 1 <= len(items) <= max_rows:
+        how = "Split it." if items else "Send some text."
         raise InvalidRequest(
-            f"The call has '{len(items)}' inputs; 1 to {max_rows} go into one call. Split it.",
+            f"The call has '{len(items)}' inputs; 1 to {max_rows} go into one call. {how}",
             param="inputs",
         )
     if body.stream and len(items) > 1:

@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from adapters.errors import InvalidRequest
+from adapters.validation import shown
 from service.access.callers import Who
 from service.jobs.checking import check_upload
 from service.jobs.files import Files, plain_name
@@ -39,8 +40,14 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
             )
             purpose = fields.get("purpose")
             if purpose != _PURPOSE:
+                said = (
+                    "There is no field 'purpose'"
+                    if purpose is None
+                    else f"purpose is {shown(purpose)}"
+                )
                 raise InvalidRequest(
-                    f"purpose is '{purpose}'; files are taken for '{_PURPOSE}'.", param="purpose"
+                    f"{said}; files are taken for '{_PURPOSE}'. Send purpose={_PURPOSE}.",
+                    param="purpose",
                 )
             name = plain_name(fields.get("filename", ""))
             path = received.rename(Path(scratch) / name)

@@ -233,9 +233,19 @@ def test_a_file_with_a_bad_line_is_refused_by_its_line(sdk, tmp_path):
         file.write('{"text": "no label"}\n')
     with pytest.raises(openai.BadRequestError, match="Line 25"):
         sdk.files.create(file=path.open("rb"), purpose="fine-tune")
-    for name, purpose in (("films.exe", "fine-tune"), ("films.jsonl", "assistants")):
-        with pytest.raises(openai.BadRequestError):
-            sdk.files.create(file=(name, b"{}"), purpose=purpose)
+    with pytest.raises(openai.BadRequestError, match=r"films\.exe"):
+        sdk.files.create(file=("films.exe", b"{}"), purpose="fine-tune")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"purpose": "assistants"}, "purpose is 'assistants'"), ({}, "There is no field 'purpose'")],
+)
+def test_a_file_for_another_purpose_is_refused(client, fields, said):
+    response = client._http.post("/v1/files", data=fields, files={"file": b"{}"})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "purpose")
+    assert error["message"].startswith(said)
 
 
 def test_files_are_listed_read_and_deleted(sdk, tmp_path):

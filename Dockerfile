@@ -26,7 +26,6 @@ USER headstock
 ENTRYPOINT ["python", "-m", "training"]
 
 FROM base AS serve
-RUN pip install -c requirements.lock gguf
 USER headstock
 VOLUME /var/lib/headstock
 EXPOSE 8000

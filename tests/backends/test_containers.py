@@ -1,7 +1,6 @@
 """Training jobs in real containers, from an HTTP request to an adapter that is served."""
 
 import contextlib
-import json
 import shutil
 
 import docker
@@ -147,12 +146,35 @@ def test_whoever_is_killed_each_job_ends_once(serve, client_of_docker, tmp_path)
     assert client_of_docker.containers.list() == []
 
 
-def test_the_server_s_image_starts(client_of_docker, images):  # noqa: F811
-    said = client_of_docker.containers.run(
-        images["serve"], ["headstock", "--help"], network_mode="none", remove=True
-    )
-    assert b"serve" in said
-    who = client_of_docker.containers.run(
-        images["serve"], ["id", "-u"], remove=True, network_mode="none"
-    )
-    assert json.loads(who) != 0
+EMBED = """
+import sys, httpx
+headers = {"Authorization": f"Bearer {sys.argv[1]}"}
+body = {"model": "smollm2-135m-instruct", "input": "A wonderful film."}
+answer = httpx.post("http://127.0.0.1:8000/v1/embeddings", json=body, headers=headers, timeout=60)
+print(len(answer.raise_for_status().json()["data"][0]["embedding"]))
+"""
+
+
+def test_the_server_s_image_serves_the_default_backbone(client_of_docker, images):  # noqa: F811
+    volume = client_of_docker.volumes.create()
+    place = {volume.name: {"bind": "/var/lib/headstock", "mode": "rw"}}
+    how = {"image": images["serve"], "volumes": place, "network_mode": "none"}
+    make_key = ["headstock", "keys", "create", "first", "--scopes", "admin"]
+    key = client_of_docker.containers.run(command=make_key, remove=True, **how).decode().strip()
+    server = client_of_docker.containers.run(detach=True, **how)
+
+    def is_healthy():
+        server.reload()
+        assert server.status == "running", server.logs().decode()[-4000:]
+        return server.attrs["State"]["Health"]["Status"] == "healthy"
+
+    try:
+        wait_until(is_healthy, seconds=240)
+        code, said = server.exec_run(["python", "-c", EMBED, key])
+        assert (code, said.decode().strip()) == (0, "576")
+        assert server.exec_run(["id", "-u"])[1].decode().strip() == "10001"
+        server.stop(timeout=30)
+        assert server.wait()["StatusCode"] == 0
+    finally:
+        server.remove(force=True)
+        volume.remove()

@@ -194,7 +194,17 @@ def _fault(error: ValidationError, columns: Columns) -> Fault:
     source = "" if theirs == ours else f" (It is read from '{theirs}'.)"
     if ours == "tags" and ours not in columns.class_names and "valid string" in message:
         source += " Numbers need their names: set data.class_names (--class-name)."
+    if error.errors()[0]["type"] == "list_type":
+        source += _as_json(error.errors()[0]["input"], theirs)
+        source += " If it is one label, name its column 'label'." if ours == "labels" else ""
     return Fault(kind, message + source)
+
+
+def _as_json(cell: Any, column: str) -> str:
+    """Return how a list must be written, if a cell looks like one: pandas puts them into CSV as Python shows them."""
+    if not (isinstance(cell, str) and cell.startswith(("[", "{"))):
+        return ""
+    return f""" Write it as JSON, such as ["x", "y"] (pandas: df['{column}'].map(json.dumps))."""
 
 
 def _example(record: Record, columns: Columns, line: int) -> Example:

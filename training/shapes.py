@@ -55,8 +55,10 @@ def _named(value: Any, names: Sequence[str]) -> Any:
 
 
 def _one_label(shaped: Record) -> Record:
-    """Take ``labels`` that hold no list for the one label."""
-    if "labels" in shaped and "label" not in shaped and not isinstance(shaped["labels"], list):
+    """Take ``labels`` that hold no list for the one label; what may be a list in no JSON stays, and is refused."""
+    given = shaped.get("labels", [])
+    is_list = isinstance(given, list) or (isinstance(given, str) and given.startswith("["))
+    if "label" not in shaped and not is_list:
         shaped["label"] = shaped.pop("labels")
     return shaped
 

@@ -251,3 +251,25 @@ def test_a_line_nested_too_deep_is_named_by_its_number(write):
 def test_a_url_of_an_unknown_kind_is_refused():
     with pytest.raises(InvalidData):
         load_examples("nosuch://bucket/a.jsonl", TASK)
+
+
+@pytest.mark.parametrize("cell", ["['x', 'y']", "['x']", "['x' 'y']", "[]x]"])
+def test_a_list_as_pandas_writes_it_is_no_label_but_refused_with_what_to_write(write, cell):
+    rows = [{"text": "a", "labels": '["x", "y"]'}, {"text": "b", "labels": cell}]
+    with pytest.raises(InvalidData) as caught:
+        load_examples(write("a.csv", as_csv(rows)), TASK)
+    assert caught.value.message.startswith(f"Line 3 of 'a.csv': field 'labels' is '{cell}'")
+    assert """as JSON, such as ["x", "y"] (pandas: df['labels'].map(json.dumps))""" in str(
+        caught.value
+    )
+    path = write("b.csv", as_csv([{"text": "a", "label": cell}]))  # as the message says
+    assert load_examples(path, TASK)[0].target.label == cell
+
+
+def test_words_and_answers_as_pandas_writes_them_are_told_how_to_be_written(write):
+    row = {"tokens": "['Ada']", "tags": "['B-a']"}
+    with pytest.raises(InvalidData, match=r"df\['tokens'\].map\(json.dumps\)"):
+        load_examples(write("a.csv", as_csv([row])), "token-classification")
+    row = {**ANSWER, "answers": "{'text': ['Ada'], 'answer_start': [0]}"}
+    with pytest.raises(InvalidData, match=r"df\['answers'\].map\(json.dumps\)"):
+        load_examples(write("b.csv", as_csv([row])), ANSWERING)

@@ -60,12 +60,14 @@ class Columns:
         fields: our field to their column; ``a.b`` is the key ``b`` inside column ``a``.
         class_names: what the numbers of a label or tag column stand for, by our field.
         unused: columns that no field comes from.
+        seen: the columns that all this was judged by.
     """
 
     task: str
     fields: dict[str, str]
     class_names: dict[str, list[str]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    seen: frozenset[str] = frozenset()
 
     def told(self) -> str:
         """Return the map in words."""
@@ -132,7 +134,17 @@ def find_columns(
         fields = _languages(head, by_language)
     used = {theirs if theirs in keys else theirs.split(".")[0] for theirs in fields.values()}
     names = {ours: list(class_names[t]) for ours, t in fields.items() if t in class_names}
-    return Columns(task, fields, names, tuple(key for key in keys if key not in used))
+    unused = tuple(key for key in keys if key not in used)
+    return Columns(task, fields, names, unused, frozenset(keys))
+
+
+def is_telling(record: Record, columns: Columns) -> bool:
+    """Tell whether a record has a column that was not seen, and that a field could come from by its name."""
+    if not columns.fields:
+        return True
+    new = record.keys() - columns.seen
+    known = KNOWN[columns.task].items()
+    return any(key.lower() in (ours, *names) for key in new for ours, names in known)
 
 
 def pick(record: Mapping[str, Any], path: str) -> Any:

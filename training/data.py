@@ -16,12 +16,12 @@ from adapters.errors import InvalidData
 from adapters.tasks.catalog import AnyTask, task_class
 from adapters.tensors import canonical_digest
 from adapters.validation import first_problem
-from training.columns import Columns, detect_task, find_columns, pick
+from training.columns import Columns, detect_task, find_columns, is_telling, pick
 from training.records import Fault, Record, file_name, read_records, stored_class_names
 from training.shapes import shape
 
 MAX_PROBLEMS = 50
-_HEAD_ROWS = 100  # columns are judged by so many records
+_HEAD_ROWS = 100  # columns are judged by so many records, and by later ones that have others
 _MAX_CLASS_NUMBER = 10_000
 
 
@@ -44,7 +44,7 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DataFile:
     """A file of examples as it was read.
 
@@ -89,9 +89,17 @@ def read_examples(
     """
     records = read_records(url)
     head = list(islice(records, _HEAD_ROWS))
-    found = _columns(url, task, head, columns or {}, class_names)
-    file = DataFile(url, found)
-    _fill(file, chain(head, records))
+
+    def judge(task: str | None) -> Columns:
+        return _columns(url, task, head, columns or {}, class_names)
+
+    file = DataFile(url, judge(task))
+    _fill(file, head)
+    for each in records:
+        if not isinstance(each[1], Fault) and is_telling(each[1], file.columns):
+            head.append(each)
+            file.columns = judge(file.columns.task if file.columns.fields else task)
+        _fill(file, [each])
     return file
 
 

@@ -195,3 +195,30 @@ def test_a_blank_pair_is_a_fault_of_its_line(read, pair):
     assert [(p.line, p.message) for p in file.problems] == [
         (2, "field 'text_pair' is empty. Give it some text.")
     ]
+
+
+MANY = [{"instruction": f"do {i}", "output": "c"} for i in range(150)]
+
+
+def test_a_column_that_first_appears_late_is_read_too(read):
+    late = {"instruction": "do", "input": "this", "output": "c", "id": 1}
+    file = read(*MANY, late, MANY[0], {**late, "input": "that"})
+    assert [content(e)["prompt"] for e in file.examples[149:]] == [
+        "do 149", "do\n\nthis", "do 0", "do\n\nthat",
+    ]  # fmt: skip
+    assert file.columns.fields["input"] == "input"
+    pairs = read(*[LABELLED] * 150, {**LABELLED, "sentence2": "x"}, task="text-classification")
+    assert [e.request.text_pair for e in pairs.examples[149:]] == [None, "x"]
+
+
+def test_a_late_column_that_makes_another_doubtful_is_refused(read):
+    with pytest.raises(InvalidData, match="'text' could be any of the columns 'premise', 'review'"):
+        read(*[{"premise": "a", "label": "b"}] * 150, {"premise": "a", "review": "b", "label": "c"})
+
+
+def test_a_file_that_begins_with_bad_lines_is_judged_by_what_follows(read):
+    file = read(*["no object"] * 150, LABELLED)
+    assert (file.problem_counts.total(), file.columns.task) == (150, "text-classification")
+    assert content(file.examples[0]) == LABELLED
+    with pytest.raises(InvalidData, match="fit no task"):
+        read(*["no object"] * 150, {})

@@ -205,7 +205,9 @@ class RunConfig(Strict):
     data: DataSettings
     lora: LoraSettings = Field(default_factory=LoraSettings)
     fit: FitSettings = Field(default_factory=FitSettings)
-    parent: str | None = Field(None, description="Folder of a bundle to go on from.")
+    parent: str | None = Field(
+        None, description="Folder of a bundle to go on from, with its options and LoRA."
+    )
     bundle: str | None = Field(None, description="Folder of the bundle to evaluate.")
     evaluate_untrained: bool = Field(False, description="Also test before training.")
     must_learn: bool = Field(

@@ -25,6 +25,7 @@ from training.export import check_parent, load_weights, lora_settings_of, seal, 
 from training.findings import Finding
 from training.gate import check_examples
 from training.inputs import Inputs
+from training.parent import check_lora, check_options
 from training.resampling import Interval
 from training.trainer import Trainee, build_trainee
 
@@ -42,7 +43,7 @@ class Setup:
         parent: digest of the parent's bundle.
 
     Raises:
-        InvalidRequest: the backbone can't do the task.
+        InvalidRequest: the backbone can't do the task, or the config asks for what the parent has not.
         InvalidBundle: the parent is another task's or backbone's.
     """
 
@@ -67,9 +68,13 @@ class Setup:
         if self.config.parent is not None:
             manifest = check_parent(Path(self.config.parent), spec, self.config.task)
             self.parent = manifest.digest
-            return get_task(manifest.task, manifest.options)
+            task = get_task(manifest.task, manifest.options)
+            check_options(task, self.config.options)
+            own = lora_settings_of(Path(self.config.parent))
+            check_lora(self.backbone, task, self.config.lora, own)
+            return task
+        assert self.inputs.task is not None
         task = self.inputs.task
-        assert task is not None
         if spec.family not in task.families:
             raise InvalidRequest(
                 f"'{task.name}' writes text, which an {spec.family} such as '{spec.name}' can't. "

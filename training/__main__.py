@@ -29,7 +29,6 @@ from adapters.storage import is_full
 from adapters.validation import first_problem
 from training.contract import (
     CHECKPOINT_NAME,
-    CONFIG_NAME,
     EVENTS_NAME,
     RESULT_NAME,
     EventKind,
@@ -40,6 +39,7 @@ from training.contract import (
 from training.events import EventLog
 from training.inputs import read_inputs
 from training.report import write_report
+from training.run_folder import begins_anew, prepare_folder, write_whole
 from training.tracking import TENSORBOARD_NAME, mlflow_tracker, tensorboard_tracker
 
 
@@ -84,9 +84,8 @@ def _read_config(path: Path) -> RunConfig:
 
 def _open_log(out: Path, config: RunConfig) -> EventLog:
     try:
-        out.mkdir(parents=True, exist_ok=True)
         if not _only_helps():
-            (out / CONFIG_NAME).write_text(config.model_dump_json(indent=2) + "\n")
+            prepare_folder(out, config)
     except OSError as error:
         raise EnvironmentProblem(f"Can't write to '{out}': {error.strerror}.") from error
     if _only_helps():
@@ -101,7 +100,8 @@ def _only_helps() -> bool:
 
 
 def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
-    log.emit(EventKind.STARTED, f"{config.action} {config.task}", pid=os.getpid())
+    is_new = begins_anew(out)
+    log.emit(EventKind.STARTED, f"{config.action} {config.task}", pid=os.getpid(), is_new=is_new)
     if config.action != "estimate":  # which has nothing to save, and ends at once
         signal.signal(signal.SIGTERM, _pause)
     try:
@@ -128,8 +128,9 @@ def _execute(config: RunConfig, out: Path, home: Path, log: EventLog) -> int:
         return ExitCode.DONE
     # What is left takes a moment, and the checkpoint goes: a run that is done must not be begun again.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    (out / RESULT_NAME).write_text(result.model_dump_json(indent=2) + "\n")
-    (out / CHECKPOINT_NAME).unlink(missing_ok=True)
+    write_whole(out / RESULT_NAME, result.model_dump_json(indent=2) + "\n")
+    if config.action == "train":
+        (out / CHECKPOINT_NAME).unlink(missing_ok=True)
     if config.action != "estimate":
         _report(out, config, result, log)
     if result.problems and config.must_learn:

@@ -61,7 +61,9 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, dict[float, float]] = {}
     for line in _lines(path):
         event = Event.model_validate_json(line)
-        if event.kind == EventKind.PROGRESS and event.data.get("stage") == "fit":
+        if event.kind == EventKind.STARTED and event.data.get("is_new"):
+            curves.clear()  # what stands before is another run's
+        elif event.kind == EventKind.PROGRESS and event.data.get("stage") == "fit":
             for name in ("loss", "learning_rate"):
                 curves.setdefault(name, {})[event.data["done"]] = event.data[name]
         elif event.kind == EventKind.METRICS and event.data["of"] == "fit":

@@ -13,7 +13,7 @@ from training.contract import EventKind, RunConfig, RunResult
 from training.events import EventLog
 from training.model_card import model_card
 from training.plots import curve_plot, matrix_plot
-from training.report import confusion, write_report
+from training.report import confusion, read_curves, write_report
 
 EVIL = "<script>alert('1')</script> $x$ & \"quotes\""
 
@@ -165,3 +165,14 @@ def test_the_card_is_what_the_hub_reads():
 def test_the_card_names_a_packaged_backbone_as_the_hub_does():
     header = model_card(manifest_on("all-minilm-l6-v2"), {}).split("---\n", 2)[1]
     assert yaml.safe_load(header)["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_curves_are_those_of_the_last_run_and_of_what_it_goes_on_from(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    curves = []
+    for is_new, steps in ((True, (1, 2, 3, 4)), (True, (1, 2)), (False, (2, 3))):
+        log.emit(EventKind.STARTED, "", is_new=is_new)
+        for step in steps:
+            log.emit(EventKind.PROGRESS, "", stage="fit", done=step, loss=0.5, learning_rate=0.1)
+        curves.append([step for step, _ in read_curves(tmp_path / "events.jsonl")["loss"]])
+    assert curves == [[1, 2, 3, 4], [1, 2], [1, 2, 3]]

@@ -1,4 +1,4 @@
-"""The resumable state of a run, as safetensors: weights, AdamW's moments, the random state, and how far it is."""
+"""The resumable state of a run, as safetensors: weights, AdamW's moments, and how far it is."""
 
 from __future__ import annotations
 
@@ -53,10 +53,7 @@ def save_checkpoint(
     Args:
         run_digest: of the config and the data; only the same run may go on from here.
     """
-    tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random_cuda"] = torch.cuda.get_rng_state()
-    tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+    tensors = {f"best/{name}": tensor for name, tensor in state.best.items()}
     for name, parameter in named.items():
         tensors[f"weight/{name}"] = parameter.detach()
         for moment, value in optimizer.state.get(parameter, {}).items():
@@ -76,7 +73,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     run_digest: str,
 ) -> FitState:
-    """Restore weights, moments and random state, and return how far the run was; its beginning without a checkpoint.
+    """Restore weights and moments, and return how far the run was; its beginning without a checkpoint.
 
     Raises:
         InvalidRequest: the checkpoint is another run's.
@@ -102,7 +99,4 @@ def load_checkpoint(
                     moment: file.get_tensor(f"{moment}/{name}").to(parameter.device)
                     for moment in _MOMENTS
                 }
-        torch.set_rng_state(file.get_tensor("random"))
-        if "random_cuda" in keys and torch.cuda.is_available():
-            torch.cuda.set_rng_state(file.get_tensor("random_cuda"))
         return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ class Fit:
         )
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        self._seed()
         loss = self._add_gradients(self._steps[step])
         if not bool(loss.isfinite()):
             raise RunFailed(
@@ -162,6 +164,11 @@ class Fit:
             "tokens": sum(len(row.token_ids) for row in rows),
         }
         self.hooks.on_step(self._state.step, told)
+
+    def _seed(self) -> None:
+        """Let what a step draws follow from its number and this process: no state is to be kept to go on as it was."""
+        drawn = random.Random(f"{self._settings.seed} {self._state.step} {self._world.rank}")
+        torch.manual_seed(drawn.getrandbits(63))
 
     def _add_gradients(self, batches: Sequence[Batch]) -> Tensor:
         """Leave the gradient of the mean loss in the parameters, and return that loss."""

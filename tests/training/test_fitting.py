@@ -293,6 +293,36 @@ def test_a_run_killed_time_and_again_ends_with_the_bit_identical_adapter(tmp_pat
     assert digests[0] == digests[1]
 
 
+def test_two_processes_that_are_killed_go_on_to_the_bit_identical_adapter(tmp_path, decoder_folder):
+    """Dropout draws in both; batches of one row leave nothing to draw for the second."""
+    config = a_run(tmp_path, decoder_folder, checkpoint_seconds=1e-6, batch_tokens=16, epochs=2)
+    config["lora"] = {"dropout": 0.3}
+    del config["data"]["validation"]
+    long = [{"text": f"a {'good' * 6} film {i}", "label": "+"} for i in range(12)]
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in long))
+
+    def both(out):
+        port = free_port()
+        return [start(config, out, rank, 2, port) for rank in range(2)]
+
+    def end(processes):
+        for process in processes:
+            _, stderr = process.communicate(timeout=300)
+            assert process.returncode == 0, stderr
+
+    end(both(tmp_path / "whole"))
+    killed = both(tmp_path / "killed")
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    wait_until(lambda: has_done(checkpoint, 6), seconds=120, pause=0.01)
+    for process in killed:
+        process.kill()
+        process.communicate()
+    end(both(tmp_path / "killed"))
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
 def has_done(checkpoint, steps):
     """Tell whether a run's checkpoint is so many steps on."""
     from safetensors import SafetensorError, safe_open

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from adapters.backbone import load_backbone
+from adapters.errors import RunPaused
 from adapters.tasks.base import Labelled
 from tests.bundles import classifier
 from training.contract import FitSettings, LoraSettings
-from training.fitting import Fit
+from training.fitting import Fit, Hooks
 from training.frozen import FrozenLayers, frozen_layers
 from training.trainer import build_trainee
 
@@ -45,6 +46,27 @@ def test_a_fit_from_kept_layers_ends_with_the_same_weights(
     assert kept.frozen is not None
     for name, tensor in plain.lora_state().items():
         torch.testing.assert_close(kept.lora_state()[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder"])
+def test_a_fit_that_goes_on_without_what_was_kept_ends_with_the_very_same_weights(
+    family, decoder_spec, encoder_spec, tmp_path
+):
+    spec = decoder_spec if family == "decoder" else encoder_spec
+    batches = [sorted(ROWS[i::3], key=lambda row: len(row.token_ids)) for i in range(3)] * 4
+
+    def fit(path, pause=None):
+        made, steps = trainee(spec, 2**20), []
+        hooks = Hooks(lambda: len(steps) == pause, lambda step, _: steps.append(step))
+        Fit(made, batches, FitSettings(), 1e-2, checkpoint=path, run_digest="x", hooks=hooks).run()
+        assert made.frozen._kept
+        return made.parameters()
+
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(RunPaused):
+        fit(tmp_path / "parts", pause=7)
+    resumed = fit(tmp_path / "parts")
+    assert all(torch.equal(parameter, resumed[name]) for name, parameter in whole.items())
 
 
 def test_known_rows_begin_at_the_first_adapted_layer(decoder_spec):

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, groupby
 
-from adapters.tasks.base import NO_LABEL, Labelled
+from adapters.tasks.base import NO_LABEL, Labelled, TaskOptions
 from adapters.tasks.question_answering import AnsweringRequest, AnsweringTarget
 from adapters.tasks.regression import RegressionTarget
-from adapters.tasks.text_classification import ClassificationTarget
-from adapters.tasks.token_classification import TaggingTarget
+from adapters.tasks.text_classification import ClassificationOptions, ClassificationTarget
+from adapters.tasks.token_classification import TaggingOptions, TaggingTarget
 from adapters.tasks.words import read_spans
-from adapters.validation import shown
+from adapters.validation import listed, shown
 from training.data import Example, content_key
 from training.findings import Finding
 
@@ -63,7 +63,35 @@ def class_findings(splits: SplitRows) -> Iterator[Finding]:
                 f"{', '.join(sorted(counts)[:8])}.",
                 f"data.{name}",
             )
+        yield from _mixed_forms(name, splits.get(name, ()), splits["train"])
     yield from _rare(counts)
+
+
+def adapter_findings(rows: Sequence[Example], options: TaskOptions) -> Iterator[Finding]:
+    """Find test rows with labels that an adapter does not know, or with several where it gives one.
+
+    Args:
+        options: of the adapter's task.
+    """
+    if isinstance(options, ClassificationOptions):
+        unseen = sorted(set(_classes(rows)) - set(options.labels))
+        if unseen:
+            yield _error(
+                "unseen_label",
+                f"Test label {shown(unseen[0])} is none of the adapter's. Known: {listed(options.labels)}. "
+                "Leave such rows out, or write the labels as it has them.",
+                "data.test",
+            )
+        if not options.multi_label and "labels" in _forms(rows):
+            yield _error(
+                "mixed_labels",
+                "The test rows have 'labels', and the adapter gives one label. Give them a 'label'.",
+                "data.test",
+            )
+    elif isinstance(options, TaggingOptions):
+        for label in sorted(set(_entities(rows)) - set(options.labels)):
+            message = f"Test label '{label}' is none of the adapter's; it can't be found."
+            yield Finding(level="warning", code="unseen_label", message=message)
 
 
 def entity_findings(splits: SplitRows) -> Iterator[Finding]:
@@ -201,6 +229,23 @@ def _misplaced_answer(example: Example) -> str | None:
         a.text for a in target.answers if not request.context.startswith(a.text, a.answer_start)
     )
     return next(stand, None)
+
+
+def _mixed_forms(name: str, rows: Sequence[Example], train: Sequence[Example]) -> Iterator[Finding]:
+    other = _forms(rows) - _forms(train)
+    if other:
+        yield _error(
+            "mixed_labels",
+            f"{name.capitalize()} rows have '{other.pop()}' where the training rows have "
+            f"'{_forms(train).pop()}'. Give all splits the same field.",
+            f"data.{name}",
+        )
+
+
+def _forms(rows: Sequence[Example]) -> set[str]:
+    """Return which of its two fields rows have their labels in."""
+    targets = [e.target for e in rows if isinstance(e.target, ClassificationTarget)]
+    return {"label" if target.labels is None else "labels" for target in targets}
 
 
 def _classes(rows: Sequence[Example]) -> list[str]:

@@ -25,6 +25,7 @@ from adapters.tokenizer import Tokenizer, load_tokenizer
 from training.auto import FitPlan
 from training.baselines import baselines
 from training.checkpoint import Score
+from training.checks import adapter_findings
 from training.contract import (
     BUNDLE_NAME,
     CHECKPOINT_NAME,
@@ -117,6 +118,11 @@ class Run:
             raise InvalidRequest(
                 f"The bundle is a '{task.name}' adapter, not '{self.config.task}'.", param="task"
             )
+        for finding in adapter_findings(test, task.options):
+            self.inputs.report.findings.append(finding)
+            if finding.level == "warning":
+                self.log.emit(EventKind.WARNING, finding.message)
+        self.inputs.report.validate_data()
         metrics = self._test("after", task, backbone, tokenizer, folder)
         metrics |= baselines(task, [], test)
         return RunResult(

@@ -7,10 +7,10 @@ import pytest
 from adapters.errors import InvalidData
 from adapters.tasks.base import NO_LABEL, Labelled
 from adapters.tasks.catalog import get_task, task_class
-from training.checks import is_masked, masked_findings
+from training.checks import adapter_findings, is_masked, masked_findings
 from training.contract import DataSettings
 from training.data import Example
-from training.gate import MIN_ROWS, check_data, check_examples, check_tokens
+from training.gate import MIN_ROWS, check_data, check_examples, check_tokens, find_all
 
 CLASSES = task_class("text-classification")
 ANSWERS = task_class("question-answering")
@@ -98,6 +98,45 @@ def test_a_test_label_that_is_never_trained_stops_the_run():
     with pytest.raises(InvalidData, match=r"'c' is in no training row. Known: a, b\.") as caught:
         check_examples(labelled("ab" * 5), labelled("abc", "test"))
     assert caught.value.param == "data.test"
+
+
+def several(labels, prefix="row"):
+    return [
+        Example(CLASSES.Request(text=f"{prefix} {i}"), CLASSES.Target(labels=list(each)), i + 1)
+        for i, each in enumerate(labels)
+    ]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize(
+    ("train", "other", "said"),
+    [
+        (labelled("ab" * 8), several(["ab", "a"]), "have 'labels' where the training rows have 'l"),
+        (several(["ab", "a"] * 8), labelled("ab"), "have 'label' where the training rows have 'l"),
+    ],
+)
+def test_one_label_beside_lists_of_labels_stops_the_run(train, other, said, split):
+    (finding,) = [f for f in find_all({"train": train, split: other}) if f.level == "error"]
+    assert (finding.code, finding.param) == ("mixed_labels", f"data.{split}")
+    assert said in finding.message
+    assert not [f for f in find_all({"train": train, split: train[:2]}) if f.level == "error"]
+
+
+def test_test_rows_that_an_adapter_can_not_answer_are_found():
+    one = CLASSES.Options(labels=["a", "b"])
+    many = CLASSES.Options(labels=["a", "b"], multi_label=True)
+    tags = TAGS.Options(labels=["a"])
+
+    def codes(rows, options):
+        return [(f.level, f.code) for f in adapter_findings(rows, options)]
+
+    assert codes(labelled("abc"), one) == [("error", "unseen_label")]
+    assert codes(several(["ac"]), many) == [("error", "unseen_label")]
+    assert codes(several(["ab"]), one) == [("error", "mixed_labels")]
+    assert codes(tagged(["B-a", "B-c"]), tags) == [("warning", "unseen_label")]
+    for rows, options in ((labelled("ab"), one), (several(["ab"]), many), (labelled("ab"), many)):
+        assert codes(rows, options) == []
+    assert codes(scored([1.0]), SCORES.Options()) == []
 
 
 def test_rare_labels_are_warned_of_up_to_five_rows():

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from tests.bundles import classifier, save_bundle
 from tests.runs import GOOD, events, films_config, run, write
 from training.contract import EventKind, ExitCode
 from training.events import EventLog
@@ -42,3 +43,14 @@ def test_a_row_that_no_cut_makes_fit_is_named_before_anything_is_fitted(tmp_path
     assert done.returncode == ExitCode.BAD_INPUT
     assert f"The {split} rows: Line 6 can't be answered: 'text' makes a prompt of" in done.stderr
     assert not any(e.data.get("stage") == "fit" for e in events(tmp_path))
+
+
+def test_an_evaluation_on_labels_that_the_bundle_does_not_know_is_refused(
+    tmp_path, config, decoder_spec
+):
+    save_bundle(tmp_path / "bundle", decoder_spec, classifier(labels=["+", "~"]))
+    config |= {"action": "evaluate", "bundle": str(tmp_path / "bundle")}
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "Test label '-' is none of the adapter's. Known: '+', '~'" in done.stderr
+    assert not (tmp_path / "out" / "result.json").exists()

@@ -66,8 +66,8 @@ class Cells:
         folder = self.run_folder(fit_set, system, config.fit.seed)
         result = execute_run(config, folder, session.home, lambda event: None)
         dtype = str(read_manifest(folder / BUNDLE_NAME).lineage.dtype)
-        lines = (folder / PREDICTIONS_NAME).read_text().splitlines()
-        predictions = [json.loads(line)["prediction"] for line in lines]
+        with (folder / PREDICTIONS_NAME).open() as file:
+            predictions = [json.loads(line)["prediction"] for line in file]
         seconds = result.seconds["fit"]
         return self.keep(fit_set, system, config.fit.seed, dtype, work, predictions, seconds)
 

@@ -84,7 +84,8 @@ def _by_hash(path: Path) -> Iterator[str]:
             f"No file '{path}'. Name a folder with NAME/train.jsonl and NAME/test.jsonl for each set (--data).",
             param="data",
         )
-    lines = path.read_text().splitlines(keepends=True)
+    with path.open() as file:
+        lines = list(file)
     return iter(sorted(lines, key=lambda line: hashlib.sha256(line.encode()).hexdigest()))
 
 

@@ -49,4 +49,5 @@ def prompts(tokenizer: Tokenizer, count: int, num_tokens: int) -> list[list[int]
 
 @cache
 def _rows(path: Path) -> tuple[dict[str, str], ...]:
-    return tuple(json.loads(line) for line in path.read_text().splitlines())
+    with path.open() as file:
+        return tuple(json.loads(line) for line in file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -95,5 +96,6 @@ def demo_adapters(backbone: str) -> list[DemoAdapter]:
 def inputs_of(adapter: DemoAdapter, count: int) -> list[dict[str, Any]]:
     """Return requests made of the first rows of an adapter's test file."""
     fields = task_class(adapter.config.task).Request.model_fields
-    lines = Path(str(adapter.config.data.test)).read_text().splitlines()[:count]
-    return [{k: v for k, v in json.loads(line).items() if k in fields} for line in lines]
+    with Path(str(adapter.config.data.test)).open() as file:
+        rows = [json.loads(line) for line in islice(file, count)]
+    return [{k: v for k, v in row.items() if k in fields} for row in rows]

@@ -20,7 +20,8 @@ from training.contract import FitSettings
 
 ROWS = {
     "text-classification": [
-        {"text": f"a {'good' if i % 2 else 'bad'} film {i}", "label": "+" if i % 2 else "-"}
+        # U+2028 may stand in JSON as it is, and ends no line.
+        {"text": f"a {'good' if i % 2 else 'bad'}\u2028film {i}", "label": "+" if i % 2 else "-"}
         for i in range(24)
     ],
     "regression": [{"text": f"a film {i}", "score": i / 4} for i in range(24)],
@@ -48,7 +49,8 @@ def write_set(data, name, rows):
     folder = data / name
     folder.mkdir(parents=True)
     for split in ("train", "test"):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
 
 
 def prepared(model, tmp_path, task, settings=None):

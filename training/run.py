@@ -241,7 +241,7 @@ class Run:
             self.config.fit,
             plan.learning_rate,
             checkpoint=self.out / CHECKPOINT_NAME,
-            run_digest=self._digest(setup, used),
+            run_digest=self._digest(setup, rows, batches),
             world=world,
         )
         fit.hooks = Hooks(
@@ -290,14 +290,17 @@ class Run:
 
         return score
 
-    def _digest(self, setup: Setup, rows: list[Labelled]) -> str:
+    def _digest(self, setup: Setup, rows: list[Labelled], batches: list[list[Labelled]]) -> str:
         """Return what a checkpoint must have in common with a run: what lies where may differ on another machine."""
         config = self.config.model_dump(
             mode="json", exclude={"data": {"train", "validation", "test"}}
         )
         config |= {"backbone": setup.backbone.spec.fingerprint, "parent": setup.parent}
         examples = [[row.token_ids, row.labels] for row in rows]
-        return canonical_digest([config, self.inputs.fingerprints(), examples])
+        # Rows once and their order by number, for they come again in every epoch.
+        numbers = {id(row): number for number, row in enumerate(rows)}
+        order = [[numbers[id(row)] for row in batch] for batch in batches]
+        return canonical_digest([config, self.inputs.fingerprints(), examples, order])
 
     def _test(
         self,

@@ -179,7 +179,7 @@ def target_modules(backbone: Backbone, lora: LoraSettings, *, has_head: bool) ->
     if has_head and backbone.spec.family == "encoder-decoder":
         names = [name for name in names if "decoder" not in name.split(".")]
     if lora.last_layers is not None:
-        names = _in_last_layers(names, lora.last_layers)
+        names = _in_last_layers(names, lora.last_layers, backbone.spec.name)
     if lora.target_modules != "all-linear":
         wanted = tuple(lora.target_modules)
         names = [n for n in names if n in wanted or n.endswith(tuple(f".{w}" for w in wanted))]
@@ -193,12 +193,18 @@ def target_modules(backbone: Backbone, lora: LoraSettings, *, has_head: bool) ->
     return names
 
 
-def _in_last_layers(names: Sequence[str], num_layers: int) -> list[str]:
+def _in_last_layers(names: Sequence[str], num_layers: int, backbone: str) -> list[str]:
     """Return the modules in the last layers of their stack; an encoder-decoder has two."""
     places = {name: _layer_of(name) for name in names}
     ends: dict[str, int] = {}
     for stack, layer in places.values():
         ends[stack] = max(layer + 1, ends.get(stack, 0))
+    if num_layers > max(ends.values()):
+        raise InvalidRequest(
+            f"lora.last_layers is '{num_layers}', but '{backbone}' has {max(ends.values())}. Leave it out to "
+            "adapt all.",
+            param="lora.last_layers",
+        )
     return [n for n, (stack, layer) in places.items() if layer >= max(0, ends[stack] - num_layers)]
 
 

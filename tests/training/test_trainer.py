@@ -22,7 +22,7 @@ from tests.tiny import save_backbone
 from training.batches import make_batches
 from training.contract import FitSettings, LoraSettings
 from training.fitting import Fit, Hooks
-from training.trainer import build_trainee
+from training.trainer import build_trainee, target_modules
 
 ROWS = {
     "text-classification": [
@@ -107,6 +107,17 @@ def test_every_architecture_can_learn_in_each_of_its_layers(tmp_path, model_type
 
 def moved_parameters(trainee):
     return {name for name, p in trainee.parameters().items() if p.grad is not None and p.grad.any()}
+
+
+@pytest.mark.parametrize(("model_type", "most"), [("llama", 2), ("bert", 2), ("t5", 3)])
+def test_more_last_layers_than_there_are_are_refused(tmp_path, model_type, most):
+    """An encoder-decoder has two stacks; the deeper one bounds them."""
+    spec = describe_backbone(save_backbone(tmp_path / model_type, model_type))
+    backbone = load_backbone(spec, "float32")
+    names = target_modules(backbone, LoraSettings(last_layers=most), has_head=False)
+    assert sorted(names) == sorted(spec.modules)
+    with pytest.raises(InvalidRequest, match=f"last_layers is '4', but '{model_type}' has {most}"):
+        target_modules(backbone, LoraSettings(last_layers=4), has_head=False)
 
 
 @pytest.mark.parametrize("model_type", ["t5", "mt5", "bart", "mbart", "marian", "pegasus"])

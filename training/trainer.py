@@ -180,17 +180,23 @@ def target_modules(backbone: Backbone, lora: LoraSettings, *, has_head: bool) ->
         names = [name for name in names if "decoder" not in name.split(".")]
     if lora.last_layers is not None:
         names = _in_last_layers(names, lora.last_layers, backbone.spec.name)
-    if lora.target_modules != "all-linear":
-        wanted = tuple(lora.target_modules)
-        names = [n for n in names if n in wanted or n.endswith(tuple(f".{w}" for w in wanted))]
-    if not names:
+    if lora.target_modules == "all-linear":
+        return names
+    wanted = {each: _ending_in(each, names) for each in lora.target_modules}
+    missing = [each for each, found in wanted.items() if not found]
+    if missing or not wanted:
         ends = sorted({name.rpartition(".")[2] for name in backbone.spec.modules})
         raise InvalidRequest(
-            f"target_modules '{lora.target_modules}' match no module of '{backbone.spec.name}'. "
+            f"target_modules '{missing}' match no module of '{backbone.spec.name}' that is to be adapted. "
             f"Its modules end in: {', '.join(ends)}.",
             param="lora.target_modules",
         )
-    return names
+    chosen = set().union(*wanted.values())
+    return [name for name in names if name in chosen]
+
+
+def _ending_in(end: str, names: Sequence[str]) -> set[str]:
+    return {name for name in names if name == end or name.endswith(f".{end}")}
 
 
 def _in_last_layers(names: Sequence[str], num_layers: int, backbone: str) -> list[str]:

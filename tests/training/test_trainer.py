@@ -276,10 +276,12 @@ def test_only_the_named_modules_are_adapted(decoder_spec, settings, layers):
     assert all(any(part in name for part in layers) for name in names)
 
 
-def test_target_modules_that_match_nothing_are_refused_with_what_there_is(decoder_spec):
-    with pytest.raises(InvalidRequest, match="down_proj"):
+@pytest.mark.parametrize("given", [["query"], ["q_proj", "query"], []])
+def test_target_modules_that_match_nothing_are_refused_with_what_there_is(decoder_spec, given):
+    """Also one of several: the others would be adapted, and nobody would know."""
+    with pytest.raises(InvalidRequest, match=r"target_modules '\[('query')?\]' match.*down_proj"):
         build_trainee(
-            load_backbone(decoder_spec, "float32"), LoraSettings(target_modules=["query"]), None, 0
+            load_backbone(decoder_spec, "float32"), LoraSettings(target_modules=given), None, 0
         )
 
 

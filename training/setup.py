@@ -153,9 +153,15 @@ class Setup:
         """Return the optimisation in numbers.
 
         Raises:
-            InvalidRequest: labels are to be smoothed, but are values.
+            InvalidRequest: labels are to be smoothed, but are values; or patience has nothing to go by.
         """
         settings = self.config.fit
+        if settings.patience is not None and not self.inputs.validation:
+            raise InvalidRequest(
+                f"fit.patience is '{settings.patience}', but there are no validation rows to go by. Give some "
+                "(data.validation, data.validation_share), or leave it out.",
+                param="fit.patience",
+            )
         if settings.label_smoothing and rows[0].loss in ("value", "labels"):
             raise InvalidRequest(
                 f"fit.label_smoothing '{settings.label_smoothing}' is for one class of several and for tokens; "

@@ -194,6 +194,13 @@ def test_smoothing_of_values_is_refused_before_anything_is_fitted(tmp_path, conf
     assert not (tmp_path / "out" / "bundle").exists()
 
 
+def test_patience_without_validation_rows_is_refused(tmp_path, config):
+    config["fit"]["patience"] = 3
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "fit.patience is '3', but there are no validation rows" in done.stderr
+
+
 def test_a_dry_run_estimates_and_the_run_says_what_it_had_been_told(tmp_path, config):
     config["data"]["validation"] = write(tmp_path / "validation.jsonl", GOOD[:8])
     done = run(tmp_path, {**config, "action": "estimate"})

@@ -191,6 +191,9 @@ def _examples(
             yield line, _example(record, columns, line)
         except ValidationError as error:
             yield line, _fault(error, columns)
+        except InvalidData as error:
+            theirs = columns.fields[str(error.param)]
+            yield line, Fault(f"wrong '{error.param}'", error.message + _as_json(theirs))
 
 
 def _fault(error: ValidationError, columns: Columns) -> Fault:
@@ -203,15 +206,15 @@ def _fault(error: ValidationError, columns: Columns) -> Fault:
     if ours == "tags" and ours not in columns.class_names and "valid string" in message:
         source += " Numbers need their names: set data.class_names (--class-name)."
     if error.errors()[0]["type"] == "list_type":
-        source += _as_json(error.errors()[0]["input"], theirs)
+        cell = error.errors()[0]["input"]
+        is_shown = isinstance(cell, str) and cell.startswith(("[", "{"))
+        source += _as_json(theirs) if is_shown else ""
         source += " If it is one label, name its column 'label'." if ours == "labels" else ""
     return Fault(kind, message + source)
 
 
-def _as_json(cell: Any, column: str) -> str:
-    """Return how a list must be written, if a cell looks like one: pandas puts them into CSV as Python shows them."""
-    if not (isinstance(cell, str) and cell.startswith(("[", "{"))):
-        return ""
+def _as_json(column: str) -> str:
+    """Return how lists and objects must be written: pandas puts them into CSV as Python shows them."""
     return f""" Write it as JSON, such as ["x", "y"] (pandas: df['{column}'].map(json.dumps))."""
 
 

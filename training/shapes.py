@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from adapters.errors import InvalidData
+from adapters.validation import shown
 from training.columns import Columns, pick
 from training.records import Record, parsed
 
 _LISTS = ("answers", "labels", "tokens", "tags", "messages")
 _TEXTS_OR_MESSAGES = ("prompt", "completion")
+_PYTHON_MESSAGES = re.compile(r"\[\{'(role|content)': ")  # as pandas puts them into CSV
 
 
 def shape(record: Record, columns: Columns) -> Record:
     """Return a record's values under the task's own field names; what is not there is left out.
 
     Values that fit no known form stay as they are, so that the task says what is wrong with them.
+
+    Raises:
+        InvalidData: a text holds messages as Python shows them.
     """
     shaped = {
         ours: value
@@ -34,8 +41,14 @@ def _listed(ours: str, value: Any) -> Any:
     """Return what a table's cell spells as JSON where a field is no text; a text may look like JSON, too."""
     if ours in _LISTS:
         return parsed(value)
-    if ours in _TEXTS_OR_MESSAGES and _are_messages(found := parsed(value)):
-        return found
+    if ours in _TEXTS_OR_MESSAGES and isinstance(value, str):
+        found = parsed(value)
+        if _are_messages(found):
+            return found
+        if _PYTHON_MESSAGES.match(value):
+            raise InvalidData(
+                f"field '{ours}' is {shown(value)}: messages, but no JSON.", param=ours
+            )
     return value
 
 

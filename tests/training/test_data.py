@@ -273,3 +273,13 @@ def test_words_and_answers_as_pandas_writes_them_are_told_how_to_be_written(writ
     row = {**ANSWER, "answers": "{'text': ['Ada'], 'answer_start': [0]}"}
     with pytest.raises(InvalidData, match=r"df\['answers'\].map\(json.dumps\)"):
         load_examples(write("b.csv", as_csv([row])), ANSWERING)
+
+
+@pytest.mark.parametrize("field", ["prompt", "completion", "messages"])
+def test_messages_as_pandas_writes_them_are_no_text_to_learn(write, field):
+    row = {"prompt": "hi", "completion": "yo"}
+    if field == "messages":
+        row = {"completion": "yo"}
+    row[field] = str([{"content": "hi", "role": "user"}])
+    with pytest.raises(InvalidData, match=rf"^Line 2 .*df\['{field}'\].map\(json.dumps\)"):
+        load_examples(write("a.csv", as_csv([row])), "text-generation")

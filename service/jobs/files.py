@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from adapters.errors import Conflict, InvalidRequest, NotFound
@@ -18,7 +18,6 @@ from adapters.registry.database import Database
 from adapters.registry.tables import now
 from adapters.validation import printable, shown
 from service.jobs.objects import ObjectStore
-from service.jobs.states import ENDED
 from service.jobs.tables import FileTable, JobTable
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")  # what a run reads, by its name's end
@@ -93,10 +92,8 @@ class Files:
         with self._database.read() as session:
             if after is not None:
                 last = _find(session, after, namespace)
-                query = query.where(
-                    (FileTable.created_at < last.created_at)
-                    | ((FileTable.created_at == last.created_at) & (FileTable.id < last.id))
-                )
+                behind = tuple_(FileTable.created_at, FileTable.id) < (last.created_at, last.id)
+                query = query.where(behind)
             query = query.order_by(FileTable.created_at.desc(), FileTable.id.desc()).limit(limit)
             return [_file_of(row) for row in session.scalars(query)]
 
@@ -110,7 +107,7 @@ class Files:
         with self._database.write() as session:
             row = _find(session, file, namespace)
             active = select(JobTable).where(
-                JobTable.namespace == namespace, JobTable.status.notin_(ENDED)
+                JobTable.namespace == namespace, JobTable.finished_at.is_(None)
             )
             for job in session.scalars(active):
                 if file in _files_of(job.order):

@@ -297,9 +297,7 @@ class JobQueue:
     def forget(self, before: datetime) -> list[str]:
         """Remove jobs that ended before a moment, with their events; returns their ids."""
         with self._database.write() as session:
-            old = select(JobTable.id).where(
-                JobTable.status.in_(ENDED), JobTable.finished_at < before
-            )
+            old = select(JobTable.id).where(JobTable.finished_at < before)
             ids = list(session.scalars(old))
             session.execute(delete(JobEventTable).where(JobEventTable.job.in_(ids)))
             session.execute(delete(JobTable).where(JobTable.id.in_(ids)))
@@ -349,7 +347,7 @@ def _check_same(made: JobTable, order: dict[str, Any], key: str) -> None:
 def _check_quota(session: Session, jobs: Select[JobTable], most: int | None) -> None:
     if most is None:
         return
-    active = jobs.where(JobTable.status.in_((Status.QUEUED, Status.RUNNING)))
+    active = jobs.where(JobTable.finished_at.is_(None))
     count = session.scalar(active.with_only_columns(func.count())) or 0
     if count >= most:
         raise Overloaded(

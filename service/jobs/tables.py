@@ -15,8 +15,9 @@ class FileTable(Base):
     """A file of examples that was sent; its bytes are in the blob store."""
 
     __tablename__ = "files"
+    __table_args__ = (Index("ix_files_sent", "namespace", "created_at", "id"),)
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    namespace: Mapped[str] = mapped_column(String(64), index=True)
+    namespace: Mapped[str] = mapped_column(String(64))
     filename: Mapped[str] = mapped_column(String(255))
     purpose: Mapped[str] = mapped_column(String(32))
     num_bytes: Mapped[int] = mapped_column(BigInteger)
@@ -32,6 +33,7 @@ class JobTable(Base):
     __table_args__ = (
         UniqueConstraint("namespace", "idempotency_key"),
         Index("ix_jobs_next", "status", "is_paused", text("priority DESC"), "number"),
+        Index("ix_jobs_ended", "finished_at", "namespace", "key"),
         Index("ix_jobs_told", "told_at", "finished_at"),
     )
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -46,7 +48,7 @@ class JobTable(Base):
     plan: Mapped[dict[str, Any]] = mapped_column(JSON)  # what the order came to when it was checked
     created_at: Mapped[datetime] = mapped_column(Moment, default=now)
     started_at: Mapped[datetime | None] = mapped_column(Moment)
-    finished_at: Mapped[datetime | None] = mapped_column(Moment)
+    finished_at: Mapped[datetime | None] = mapped_column(Moment)  # None as long as it has not ended
     idempotency_key: Mapped[str | None] = mapped_column(String(128))
     # Who runs it: each claim has a number of its own, and its worker counts beats up while it lives.
     attempt: Mapped[int] = mapped_column(default=0)

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from adapters.errors import Conflict, NotFound, Overloaded
+from adapters.errors import Conflict, NotFound
 from adapters.reference import DEFAULT_NAMESPACE
 from adapters.registry.database import Database
 from adapters.registry.tables import now
+from service.jobs.admission import check_quota, dumped, jobs_of, made_by
 from service.jobs.orders import JobOrder, JobPlan
 from service.jobs.records import Job, JobEvent, event_of, job_of
 from service.jobs.states import ENDED, Status, check_move
@@ -56,26 +57,24 @@ class JobQueue:
             Conflict: the key was used for another order.
             Overloaded: the namespace has ``most_active`` jobs that have not ended, or the API key ``most_of_key``.
         """
-        dumped = order.model_dump(mode="json", by_alias=True)
+        jobs = jobs_of(namespace)
+        must_wait = any(x is not None for x in (idempotency_key, most_active, most_of_key))
         with self._database.write() as session:
-            if idempotency_key is not None:
-                made = session.scalar(
-                    _of(namespace).where(JobTable.idempotency_key == idempotency_key)
-                )
-                if made is not None:
-                    _check_same(made, dumped, idempotency_key)
-                    return job_of(made)
-            if most_active is not None or most_of_key is not None:
+            if must_wait:
                 self._database.take_turns(session, f"jobs of {namespace}")
-            _check_quota(session, _of(namespace), most_active)
-            _check_quota(session, _of(namespace).where(JobTable.key == key), most_of_key)
+            if idempotency_key is not None:
+                made = made_by(session, order, namespace, idempotency_key)
+                if made is not None:
+                    return job_of(made)
+            check_quota(session, jobs, most_active)
+            check_quota(session, jobs.where(JobTable.key == key), most_of_key)
             row = JobTable(
                 id=job or new_job_id(),
                 namespace=namespace,
                 key=key,
                 status=Status.QUEUED,
                 priority=order.resources.priority,
-                order=dumped,
+                order=dumped(order),
                 plan=plan.model_dump(mode="json"),
                 idempotency_key=idempotency_key,
                 created_at=now(),
@@ -87,6 +86,18 @@ class JobQueue:
                 _tell(session, row, warning, "warn")
             session.flush()
             return job_of(row)
+
+    def made_by(
+        self, order: JobOrder, idempotency_key: str, namespace: str = DEFAULT_NAMESPACE
+    ) -> Job | None:
+        """Return the job that an order made when it came with this key before; None if the key is new.
+
+        Raises:
+            Conflict: the key was used for another order.
+        """
+        with self._database.read() as session:
+            made = made_by(session, order, namespace, idempotency_key)
+            return None if made is None else job_of(made)
 
     def get(self, job: str, namespace: str | None = DEFAULT_NAMESPACE) -> Job:
         """Return a job; of any namespace, if that is None.
@@ -107,7 +118,7 @@ class JobQueue:
     ) -> list[Job]:
         """Return jobs, newest first, those ordered before the job ``after``."""
         with self._database.read() as session:
-            query = _of(namespace).order_by(JobTable.number.desc())
+            query = jobs_of(namespace).order_by(JobTable.number.desc())
             if after is not None:
                 query = query.where(JobTable.number < _find(session, after, namespace).number)
             if not metadata:
@@ -320,10 +331,6 @@ def new_job_id() -> str:
     return f"ftjob-{uuid.uuid4().hex}"
 
 
-def _of(namespace: str) -> Select[JobTable]:
-    return select(JobTable).where(JobTable.namespace == namespace)
-
-
 def _find(session: Session, job: str, namespace: str | None, *, locks: bool = False) -> JobTable:
     query = select(JobTable).where(JobTable.id == job)
     if namespace is not None:
@@ -334,25 +341,6 @@ def _find(session: Session, job: str, namespace: str | None, *, locks: bool = Fa
             f"No job '{job}'. GET /v1/fine_tuning/jobs lists them.", param="fine_tuning_job_id"
         )
     return row
-
-
-def _check_same(made: JobTable, order: dict[str, Any], key: str) -> None:
-    if made.order != order:
-        raise Conflict(
-            f"Idempotency-Key '{key}' was used for another order, job '{made.id}'. Send a new key with a new order.",
-            param="Idempotency-Key",
-        )
-
-
-def _check_quota(session: Session, jobs: Select[JobTable], most: int | None) -> None:
-    if most is None:
-        return
-    active = jobs.where(JobTable.finished_at.is_(None))
-    count = session.scalar(active.with_only_columns(func.count())) or 0
-    if count >= most:
-        raise Overloaded(
-            f"'{count}' jobs wait or run, and '{most}' may. Wait until one has ended, or cancel one."
-        )
 
 
 def _end(session: Session, row: JobTable, status: Status, told: str, **more: Any) -> None:

@@ -55,6 +55,11 @@ def jobs_router(
         order: JobOrder, who: Who, idempotency_key: IdempotencyKey = None
     ) -> JobAnswer:
         """Order an adapter; what can't be done is refused now. The same Idempotency-Key gives the same job."""
+        if idempotency_key is not None:
+            # Before the order is checked: what it needs may be gone by now.
+            known = await asyncio.to_thread(queue.made_by, order, idempotency_key, who.namespace)
+            if known is not None:
+                return job_body(known)
         job = new_job_id()
         plan = await intake.plan(order, job, who)
         made = await asyncio.to_thread(

@@ -1,5 +1,5 @@
 """The queue's contract on PostgreSQL, and how its queries are planned there."""
 
-from tests.service.jobs.conftest import database, queue  # noqa: F401
+from tests.service.jobs.conftest import database, queue, stores  # noqa: F401
 from tests.service.jobs.test_indexes import *  # noqa: F403
 from tests.service.jobs.test_queue import *  # noqa: F403

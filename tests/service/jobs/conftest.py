@@ -13,8 +13,13 @@ def new_stores(tmp_path_factory):
 
 
 @pytest.fixture
-def database(new_stores):
-    return Database(new_stores().database_url)
+def stores(new_stores):
+    return new_stores()
+
+
+@pytest.fixture
+def database(stores):
+    return Database(stores.database_url)
 
 
 @pytest.fixture

@@ -126,6 +126,12 @@ def test_the_same_key_gives_the_same_job_and_another_order_a_conflict(queue):
     assert submit(queue, idempotency_key="k", namespace="other").id != first.id
 
 
+def test_orders_with_one_key_that_come_at_once_make_one_job(queue):
+    with ThreadPoolExecutor(8) as pool:
+        made = pool.map(lambda _: submit(queue, idempotency_key="k").id, range(16))
+    assert len(set(made)) == len(queue.list_jobs()) == 1
+
+
 def test_a_namespace_has_its_quota_and_sees_its_own(queue):
     submit(queue, most_active=1)
     with pytest.raises(Overloaded, match="'1' jobs"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -81,7 +81,7 @@ class JobQueue:
             )
             session.add(row)
             session.flush()
-            _tell(session, row, "Created: it waits for a worker")
+            _tell(session, row, f"Created: it waits for a worker with launcher '{plan.launcher}'")
             for warning in plan.warnings:
                 _tell(session, row, warning, "warn")
             session.flush()
@@ -186,8 +186,12 @@ class JobQueue:
                 _tell(session, row, "Resumed: it waits for a worker")
             return job_of(row)
 
-    def claim(self, worker: str) -> Job | None:
-        """Give a worker the job that is next: of those with the highest priority, the oldest; None if none waits."""
+    def claim(self, worker: str, launchers: Collection[str] | None = None) -> Job | None:
+        """Give a worker the job that is next: of those with the highest priority, the oldest; None if none waits.
+
+        Args:
+            launchers: that the worker has; jobs for others are left to others. All if None.
+        """
         waiting = (
             select(JobTable)
             .where(JobTable.status == Status.QUEUED, JobTable.is_paused.is_(False))
@@ -195,6 +199,8 @@ class JobQueue:
             .limit(1)
             .with_for_update(skip_locked=True)
         )
+        if launchers is not None:
+            waiting = waiting.where(JobTable.plan["launcher"].as_string().in_(launchers))
         with self._database.write() as session:
             row = session.scalar(waiting)
             if row is None:

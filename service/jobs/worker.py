@@ -86,7 +86,7 @@ class Worker:
                 self._work(job)
 
     def _next(self) -> Job | None:
-        return self._abandoned() or self._place.queue.claim(self.name)
+        return self._abandoned() or self._place.queue.claim(self.name, self._place.launchers)
 
     def _collect(self) -> None:
         """Remove what is too old, now and then."""
@@ -97,7 +97,9 @@ class Worker:
 
     def _abandoned(self) -> Job | None:
         """Take over a running job whose worker has not counted for a lease; of this machine's dead ones at once."""
-        running = self._place.queue.running()
+        # Those for launchers that are not set up here are left to workers that have them, as in a claim.
+        ours = self._place.launchers
+        running = [j for j in self._place.queue.running() if j.plan.launcher in ours]
         self._seen = {j.id: self._seen[j.id] for j in running if j.id in self._seen}
         for job in running:
             count, now = (job.attempt, job.beats), time.monotonic()

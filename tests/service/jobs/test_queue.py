@@ -30,6 +30,14 @@ def test_jobs_are_claimed_by_priority_then_age(queue):
     assert queue.claim("w") is None
 
 
+def test_a_worker_is_given_jobs_for_its_launchers_only(queue):
+    ray = submit(queue, plan=PLAN.model_copy(update={"launcher": "ray"}), priority=9)
+    plain = submit(queue)
+    assert queue.claim("w", ["process", "container"]).id == plain.id
+    assert queue.claim("w", ["process"]) is None
+    assert queue.claim("w", ["process", "ray"]).id == ray.id
+
+
 def test_many_workers_never_get_one_job_twice(queue):
     jobs = {submit(queue).id for _ in range(40)}
     with ThreadPoolExecutor(8) as pool:

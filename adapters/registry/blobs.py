@@ -80,11 +80,13 @@ class BlobStore:
     def stored_before(self, moment: datetime) -> list[str]:
         """Return the digests whose bytes, whole or not, were stored before a moment."""
         newest: dict[str, datetime] = {}
-        for path in self._fs.find(self._root):
-            digest = PurePosixPath(path).parent.name
-            if _DIGEST.fullmatch(digest):
-                when = with_zone(self._fs.modified(path))
-                newest[digest] = max(when, newest.get(digest, when))
+        # Of a folder, too: one that was emptied and not removed is found by itself.
+        for path in self._fs.find(self._root, withdirs=self._is_local):
+            found = [part for part in PurePosixPath(path).parts[-2:] if _DIGEST.fullmatch(part)]
+            with suppress(FileNotFoundError):  # somebody else has removed it
+                for digest in found:
+                    when = with_zone(self._fs.modified(path))
+                    newest[digest] = max(when, newest.get(digest, when))
         return sorted(digest for digest, when in newest.items() if when < moment)
 
     def remove_leftovers(self, moment: datetime) -> None:
@@ -135,6 +137,9 @@ def _copy_folder(folder: Path, target: Path) -> None:
         made.mkdir()
         for path in folder.iterdir():
             shutil.copyfile(path, made / path.name)
+        if not (target / MANIFEST_FILE).is_file():
+            with suppress(FileNotFoundError):  # else it is what a removal left that was killed
+                target.rename(Path(scratch) / "left")
         rename_whole(made, target)
 
 

@@ -25,6 +25,7 @@ from adapters.registry.aliases import (
 )
 from adapters.registry.backbones import all_backbones, find_backbone_spec, is_known, put_backbone
 from adapters.registry.blobs import BlobStore
+from adapters.registry.collection import collect_blobs, needed_digests
 from adapters.registry.database import Database
 from adapters.registry.lookups import (
     adapters_of,
@@ -365,21 +366,18 @@ class Registry:
             bury(session, adapter, rows, force=force)
 
     def collect(self, min_age: timedelta) -> list[str]:
-        """Remove the bytes that no version needs any more; returns their digests.
+        """Remove the bytes that no version needs any more, some at a time; returns their digests.
 
         Args:
             min_age: how long ago a version must have been deleted, or bytes stored that no version ever got: longer
                 than any request or upload takes.
         """
-        with self._change() as session:
-            live = select(VersionTable.digest).where(
-                VersionTable.deleted_at.is_(None) | (VersionTable.deleted_at > now() - min_age)
-            )
-            needed = set(session.scalars(live))
-            gone = [d for d in self._blobs.stored_before(now() - min_age) if d not in needed]
-            for digest in gone:
-                self._blobs.remove(digest)
-        self._blobs.remove_leftovers(now() - min_age)
+        moment = now() - min_age
+        with self._database.read() as session:
+            needed = set(session.scalars(needed_digests(moment)))
+        unneeded = [d for d in self._blobs.stored_before(moment) if d not in needed]
+        gone = collect_blobs(self._blobs, unneeded, moment, self._change)
+        self._blobs.remove_leftovers(moment)
         return gone
 
     def generation(self) -> int:

@@ -23,6 +23,7 @@ from service.jobs.tables import JobEventTable, JobTable
 
 _MOST_FAILURES = 3  # attempts whose worker or run died, before a job is given up
 _MOST_MESSAGE = 4000
+_FORGOTTEN_AT_ONCE = 100  # jobs: who writes meanwhile waits for as many
 
 
 class LostJob(Conflict):
@@ -312,10 +313,13 @@ class JobQueue:
             return job_of(row)
 
     def forget(self, before: datetime) -> list[str]:
-        """Remove jobs that ended before a moment, with their events; returns their ids."""
+        """Remove jobs that ended before a moment, with their events, some if they are many; returns their ids."""
+        old = (
+            select(JobTable.id).where(JobTable.finished_at < before).order_by(JobTable.finished_at)
+        )
+        some = old.limit(_FORGOTTEN_AT_ONCE).with_for_update(skip_locked=True)
         with self._database.write() as session:
-            old = select(JobTable.id).where(JobTable.finished_at < before)
-            ids = list(session.scalars(old))
+            ids = list(session.scalars(some))
             session.execute(delete(JobEventTable).where(JobEventTable.job.in_(ids)))
             session.execute(delete(JobTable).where(JobTable.id.in_(ids)))
             return ids

@@ -34,10 +34,11 @@ class Retention:
     def collect(self, queue: JobQueue, files: Files, objects: ObjectStore, home: Path) -> None:
         """Remove what is older; what another worker removes meanwhile is nobody's loss."""
         if self.job_days is not None:
-            for job in queue.forget(_ago(self.job_days)):
-                with _warning(f"report and log of {job}"):
-                    objects.remove(f"jobs/{job}")
-                logger.info("%s: forgotten", job)
+            while jobs := queue.forget(_ago(self.job_days)):
+                for job in jobs:
+                    with _warning(f"report and log of {job}"):
+                        objects.remove(f"jobs/{job}")
+                    logger.info("%s: forgotten", job)
             with _warning("old estimates"):
                 objects.remove_older("estimates", _ago(self.job_days))
         if self.file_days is not None:

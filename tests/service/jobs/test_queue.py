@@ -1,6 +1,7 @@
 """The queue: one worker a job at a time, nothing lost, nothing done twice, whatever dies."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 
 from adapters.errors import Conflict, NotFound, Overloaded
 from adapters.registry.database import Database
+from adapters.registry.tables import now
+from service.jobs import queue as queue_module
 from service.jobs.orders import JobOrder, JobPlan
 from service.jobs.queue import JobQueue, LostJob
 
@@ -168,6 +171,28 @@ def test_a_quota_holds_for_orders_that_come_at_once(queue):
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(job is not None for job in pool.map(order, range(16))) == 2
+
+
+def test_old_jobs_are_forgotten_some_at_a_time(queue, monkeypatch):
+    monkeypatch.setattr(queue_module, "_FORGOTTEN_AT_ONCE", 2)
+    ids = [submit(queue).id for _ in range(5)]
+    for job in ids:
+        queue.cancel(job)
+    kept = submit(queue)
+    assert queue.forget(now() - timedelta(hours=1)) == []
+    assert [queue.forget(now()) for _ in range(4)] == [ids[:2], ids[2:4], ids[4:], []]
+    assert [job.id for job in queue.list_jobs()] == [kept.id]
+    assert [queue.list_events(job) for job in ids] == [[]] * 5
+
+
+def test_workers_that_forget_at_once_share_what_there_is(queue, monkeypatch):
+    monkeypatch.setattr(queue_module, "_FORGOTTEN_AT_ONCE", 3)
+    ids = [queue.cancel(submit(queue).id).id for _ in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda _: queue.forget(now()), range(8)))
+    while part := queue.forget(now()):
+        parts.append(part)
+    assert sorted(job for part in parts for job in part) == sorted(ids)
 
 
 def test_lists_come_in_pages(queue):

@@ -117,8 +117,9 @@ class ObjectStore:
         """Remove a key, or all keys under it; nothing happens if there are none."""
         place = self._place(key)
         with telling_store(self._root):
-            if self._fs.exists(place):
-                self._fs.rm(place, recursive=True)
+            while self._fs.exists(place):
+                with suppress(FileNotFoundError):  # somebody else removes it, too
+                    self._fs.rm(place, recursive=True)
 
     def remove_older(self, key: str, moment: datetime) -> None:
         """Remove the objects under a key that were written before a moment."""

@@ -89,11 +89,14 @@ class Worker:
         return self._abandoned() or self._place.queue.claim(self.name, self._place.launchers)
 
     def _collect(self) -> None:
-        """Remove what is too old, now and then."""
+        """Remove what is too old, now and then; what can't be removed keeps no job waiting."""
         if self._collected_at is None or time.monotonic() - self._collected_at > _COLLECT_SECONDS:
             self._collected_at = time.monotonic()
             place = self._place
-            place.retention.collect(place.queue, place.files, place.objects, place.home)
+            try:
+                place.retention.collect(place.queue, place.files, place.objects, place.home)
+            except Exception:
+                logger.exception("What is old was not all removed")
 
     def _abandoned(self) -> Job | None:
         """Take over a running job whose worker has not counted for a lease; of this machine's dead ones at once."""

@@ -1,5 +1,6 @@
 """Objects that go while somebody else removes them, too."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import fsspec
@@ -25,4 +26,15 @@ def test_old_objects_go_though_another_worker_removes_them_too(tmp_path, monkeyp
     monkeypatch.setattr(store, "find", find)
     objects.remove_older("estimates", datetime.now(UTC) + timedelta(hours=1))
     monkeypatch.undo()
+    assert list(objects.list_keys()) == []
+
+
+def test_all_objects_of_a_job_go_though_others_remove_them_too(tmp_path):
+    objects = ObjectStore(str(tmp_path / "store"))
+    (tmp_path / "file").write_text("x")
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(30):
+            for name in "abcde":
+                objects.put(tmp_path / "file", f"jobs/{number}/{name}")
+            list(pool.map(objects.remove, [f"jobs/{number}"] * 4))
     assert list(objects.list_keys()) == []

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import EnvironmentProblem, StorageFull, Unavailable
+from adapters.registry.tables import now
 from service.jobs.objects import ObjectStore
 from service.jobs.queue import JobQueue
+from service.jobs.retention import Retention
 from service.jobs.run_folders import estimate_key
 from service.machine import machine_name
 from tests.bundles import answerer, classifier, save_bundle
@@ -229,11 +231,6 @@ def test_while_the_database_is_gone_or_full_the_run_goes_on(
 
 
 def test_what_is_old_is_forgotten_but_not_what_is_needed(place, submit, work, tmp_path):
-    from datetime import timedelta
-
-    from adapters.registry.tables import now
-    from service.jobs.retention import Retention
-
     old = submit()
     worker, thread = work()
     ended(place, old)
@@ -263,8 +260,6 @@ def test_what_is_old_is_forgotten_but_not_what_is_needed(place, submit, work, tm
 
 
 def test_what_the_store_does_not_let_go_of_does_not_keep_the_rest(place, submit, work, monkeypatch):
-    from service.jobs.retention import Retention
-
     jobs = [submit() for _ in range(2)]
     worker, thread = work()
     for job in jobs:
@@ -285,6 +280,20 @@ def test_what_the_store_does_not_let_go_of_does_not_keep_the_rest(place, submit,
     kept = [job for job in jobs if any(job in key for key in place.objects.list_keys())]
     assert [f"jobs/{job}" for job in kept] == refused
     assert list((place.home / "jobs").iterdir()) == []
+
+
+def test_a_worker_goes_on_when_what_is_old_can_not_be_removed(place, submit, work, monkeypatch):
+    looked = []
+
+    def broken(*_):
+        looked.append(1)
+        raise PermissionError("The folder is another user's.")
+
+    monkeypatch.setattr(Retention, "collect", broken)
+    job = submit()
+    work()
+    assert ended(place, job).status == "succeeded"
+    assert len(looked) == 1
 
 
 def test_a_cancelled_run_is_ended_at_once_and_leaves_nothing(place, submit, work, launcher):

@@ -1,4 +1,4 @@
-"""What all JSON bodies are checked for: values that JSON can say, and that no answer can repeat."""
+"""What all JSON bodies are checked for: what JSON can say, and no answer repeat or no database keep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, model_validator
 
@@ -22,26 +22,29 @@ class Body(BaseModel):
     ``/v1/predict`` has its own: there each row is refused, or answered, for itself.
     """
 
+    is_stored: ClassVar[bool] = True
+
     @model_validator(mode="before")
     @classmethod
     def _can_be_repeated(cls, given: Any) -> Any:
-        if (found := _unrepeatable(given)) is not None:
-            path, value = found
+        if (found := _first_fault(given, cls.is_stored)) is not None:
+            path, value, fault = found
             raise InvalidRequest(
-                f"In the request, field '{path}' is {shown(value)}: {_fault(value)}.", param=path
+                f"In the request, field '{path}' is {shown(value)}: {fault}.", param=path
             )
         return given
 
 
-def _unrepeatable(given: Any) -> tuple[str, Any] | None:
-    """Return the first value of a body that has a fault, and where; a key stands for itself."""
+def _first_fault(given: Any, is_stored: bool) -> tuple[str, Any, str] | None:
+    """Return the first value of a body that has a fault: where, what, and the fault; a key stands for itself."""
     path: list[Any] = []
     open_items = [_items(given)]  # not by recursion: a body may be nested deeper than that goes
     while open_items:
         for key, value in open_items[-1]:
             kind = type(value)
-            if (kind is str or kind is float) and _fault(value):
-                return ".".join(cut(str(part)) for part in [*path, key]), value
+            fault = _fault(value, is_stored) if kind is str or kind is float else None
+            if fault is not None:
+                return ".".join(cut(str(part)) for part in [*path, key]), value, fault
             if kind is dict or kind is list:
                 path.append(key)
                 open_items.append(_items(value))
@@ -58,8 +61,10 @@ def _items(value: Any) -> Iterator[tuple[Any, Any]]:
     return iter(enumerate(value if isinstance(value, list) else ()))
 
 
-def _fault(value: str | float) -> str | None:
+def _fault(value: str | float, is_stored: bool) -> str | None:
     if isinstance(value, str):
+        if is_stored and "\0" in value:  # which PostgreSQL has no text for
+            return "it holds U+0000, which can't be stored. Leave it out"
         if value.isascii() or not _HALF_A_PAIR.search(value):
             return None
         return "it holds half of a character, a surrogate without its other half. Send both"

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from adapters.errors import HeadstockError, TooLarge, Unavailable
+from adapters.errors import HeadstockError, InvalidRequest, TooLarge, Unavailable
 from service.errors import error_response, internal_error
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ class Gatekeeper:
             await self._app(scope, receive, send)
         elif self._traffic.is_draining:
             await error_response(_stopping())(scope, receive, send)
+        elif "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            await error_response(_has_nul())(scope, receive, send)
         else:
             self._traffic.num_requests += 1
             try:
@@ -106,6 +108,12 @@ def _response_to(error: Exception) -> JSONResponse:
 
 def _stopping() -> Unavailable:
     return Unavailable("The server is stopping. Send the request to another, or again later.")
+
+
+def _has_nul() -> InvalidRequest:
+    return InvalidRequest(
+        "The address holds '%00', U+0000, which no name or id has. Send it without."
+    )
 
 
 def _too_large(limit: int) -> TooLarge:

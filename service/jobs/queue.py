@@ -381,7 +381,8 @@ def _tell(
             job=row.id,
             level=level,
             kind=kind,
-            message=message[:_MOST_MESSAGE],
+            # A run may quote what it read; PostgreSQL has no text with a NUL.
+            message=message[:_MOST_MESSAGE].replace("\0", "\N{REPLACEMENT CHARACTER}"),
             data=data,
             created_at=now(),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -30,6 +30,7 @@ class EmbeddingsBody(Body):
     """OpenAI's body; ``pooling`` and ``truncate`` are ours."""
 
     model_config = ConfigDict(extra="forbid")
+    is_stored: ClassVar[bool] = False
 
     model: str = Field(description="the backbone's name")
     input: Texts = Field(description="one text or several", fail_fast=True)

@@ -53,3 +53,10 @@ def test_whole_characters_pass_however_deep_they_stand():
         nested = [nested, {"a": 1.5}]
     Body.model_validate({"any": nested})
     assert NotesBody.model_validate(json.loads(r'{"note": "\ud83d\ude00"}')).note == "\U0001f600"
+
+
+def test_a_nul_is_refused_where_it_would_be_stored():
+    with pytest.raises(InvalidRequest, match=r"U\+0000") as caught:
+        NotesBody.model_validate({"tags": {"a": "b", "c\0": "d"}})
+    assert caught.value.param == "tags.c\0"
+    assert EmbeddingsBody.model_validate({"model": "m", "input": "a\0b"}).input == ["a\0b"]

@@ -195,6 +195,15 @@ def test_workers_that_forget_at_once_share_what_there_is(queue, monkeypatch):
     assert sorted(job for part in parts for job in part) == sorted(ids)
 
 
+def test_what_a_run_says_is_told_whatever_is_in_it(queue):
+    made = submit(queue)
+    job = queue.claim("w")
+    said = {"level": "info", "kind": "message", "message": "a\0b" + "x" * 9000, "data": {"a": "\0"}}
+    queue.beat(job.id, job.attempt, events=[said])
+    assert messages(queue, made)[-1].startswith("a\N{REPLACEMENT CHARACTER}bxx")
+    assert queue.fail(job.id, job.attempt, "run_failed", "last\0words").status == "failed"
+
+
 def test_lists_come_in_pages(queue):
     ids = [submit(queue).id for _ in range(5)]
     newest = queue.list_jobs(limit=2)

@@ -1,4 +1,4 @@
-"""Orders over HTTP, without an engine behind them."""
+"""Files, jobs and adapters over HTTP, without an engine behind them."""
 
 import pytest
 from fastapi import FastAPI
@@ -9,9 +9,13 @@ from service.jobs.files import Files
 from service.jobs.intake import Intake
 from service.jobs.objects import ObjectStore
 from service.launchers.process import ProcessLauncher
+from service.limits import Gatekeeper, Traffic
+from service.routes.adapters import adapters_router
+from service.routes.aliases import aliases_router
 from service.routes.files import files_router
 from service.routes.jobs import jobs_router
 from service.settings import Settings
+from service.submissions import Submissions
 from tests.jobs import ORDER, write_films
 from tests.registries import open_registry
 
@@ -25,7 +29,10 @@ def client(database, queue, stores, decoder_spec):
     app = FastAPI()
     app.include_router(files_router(files, settings))
     app.include_router(jobs_router(queue, intake, None, settings, lambda: False))
+    app.include_router(adapters_router(registry, Submissions(registry, queue, settings)))
+    app.include_router(aliases_router(registry))
     add_error_handlers(app)
+    app.add_middleware(Gatekeeper, settings.max_body_bytes, Traffic())
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -52,3 +59,45 @@ def test_an_order_sent_again_gives_its_job_though_its_file_is_gone_and_the_quota
     assert (again.status_code, again.json().get("id")) == (200, job), again.json()
     other = send(seed=5)
     assert (other.status_code, other.json()["error"]["param"]) == (409, "Idempotency-Key")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/fine_tuning/jobs/a%00b",
+        "/v1/fine_tuning/jobs/a%00b/events",
+        "/v1/fine_tuning/jobs?after=a%00b",
+        "/v1/files/a%00b",
+        "/v1/files?after=a%00b",
+        "/v1/files?purpose=a%00b",
+        "/v1/adapters?after=a%00b",
+        "/v1/adapters/a%00b",
+        "/v1/adapters/a%00b/versions/1",
+        "/v1/adapters/a/aliases/a%00b",
+    ],
+)
+def test_an_address_with_a_nul_is_refused(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 400
+    assert "U+0000" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", "a\0b"),
+        ("training_file", "file-\0"),
+        ("metadata.a", "\0"),
+        ("register.note", "first\0"),
+        ("task.options.a", ["\0"]),
+    ],
+)
+def test_an_order_with_a_nul_is_refused_by_its_field(client, field, value):
+    body = {"model": "tiny-llama", "training_file": "file-1"}
+    for name in reversed(field.split(".")):
+        value = {name: value}
+    answer = client.post("/v1/fine_tuning/jobs", json=body | value)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert "U+0000" in error["message"]
+    assert error["param"].startswith(field)

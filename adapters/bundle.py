@@ -11,6 +11,7 @@ Nothing here imports torch: the API checks bundles too.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -129,12 +130,17 @@ def seal_bundle(
             read_tensors(folder / HEAD_FILE) if head else {},
             (task.name, options, head, backbone),
         ),
-        metrics=metrics,
+        metrics={split: _numbers(measured) for split, measured in metrics.items()},
         lineage=lineage,
     )
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True)
     (folder / MANIFEST_FILE).write_text(text + "\n")
     return manifest
+
+
+def _numbers(measured: dict[str, float]) -> dict[str, float]:
+    """Return what came out as a number, which is all that JSON can say."""
+    return {name: value for name, value in measured.items() if math.isfinite(value)}
 
 
 def load_bundle(folder: Path, spec: BackboneSpec | None = None) -> Bundle:
@@ -192,6 +198,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InvalidBundle(f"'{path.name}' is larger than {MAX_TEXT_BYTES} bytes.")
     try:
         value = json.loads(path.read_text())
+        # Neither NaN nor half a character: what is registered is kept, and told, as JSON in UTF-8.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidBundle(f"'{path.name}' is not JSON: {error}.") from error
     if not isinstance(value, dict):

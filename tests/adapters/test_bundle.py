@@ -134,6 +134,21 @@ def test_numbers_that_are_not_finite_are_refused(bundle, name, value):
         load_bundle(bundle)
 
 
+@pytest.mark.parametrize("metrics", ['{"loss": NaN}', '{"loss": 1e999}', r'{"\ud800": 1}'])
+def test_a_manifest_that_no_answer_can_repeat_is_refused(bundle, metrics):
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"metrics": {"after": {}}}
+    path.write_text(json.dumps(manifest).replace('{"after": {}}', f'{{"after": {metrics}}}'))
+    with pytest.raises(InvalidBundle, match=r"'manifest.json' is not JSON"):
+        read_manifest(bundle)
+
+
+def test_what_was_measured_and_is_no_number_is_left_out(tmp_path, decoder_spec):
+    measured = {"accuracy": 0.5, "perplexity": float("inf")}
+    save_bundle(tmp_path / "bundle", decoder_spec, classifier(3), metrics=measured)
+    assert read_manifest(tmp_path / "bundle").metrics == {"after": {"accuracy": 0.5}}
+
+
 def test_weights_that_match_no_module_are_refused(bundle, decoder_spec):
     def rename(tensors):
         for key in [k for k in tensors if "layers.1.mlp.up_proj" in k]:

@@ -12,7 +12,13 @@ from adapters.errors import InvalidRequest
 from adapters.reference import DEFAULT_ALIAS, check_name
 from adapters.validation import first_problem
 from service.bodies import Body
-from training.contract import DataSettings, FitSettings, LoraSettings, RunConfig
+from training.contract import (
+    BackTranslationSettings,
+    DataSettings,
+    FitSettings,
+    LoraSettings,
+    RunConfig,
+)
 
 LauncherName = Literal["process", "container", "ray", "kubernetes"]
 MOST_PAIRS = 16
@@ -127,7 +133,8 @@ class JobOrder(Body):
         if task.train or task.validation or task.test:
             raise ValueError("name files as training_file, validation_file and task.test_file")
         translation = task.augmentation and task.augmentation.back_translation
-        if translation and "url" in translation.model_fields_set:
+        # By its value: an order that is read from the queue has all fields set.
+        if translation and translation.url != BackTranslationSettings.model_fields["url"].default:
             raise ValueError("a job's back-translation asks no other server; leave its url out")
         return task
 

@@ -26,6 +26,23 @@ def messages(queue, job):
     return [event.message for event in queue.list_events(job.id)]
 
 
+def test_an_order_is_claimed_as_it_was_sent(queue):
+    translation = {"there": "en-de", "back": "de-en"}
+    sent = {
+        "model": "m",
+        "training_file": "file-1",
+        "task": {"augmentation": {"back_translation": translation, "copies": 2}},
+        "register": {"name": "a", "promote_if": {}},
+        "training": {"epochs": 2},
+    }
+    order = JobOrder.model_validate(sent)
+    made = queue.submit(order, PLAN)
+    assert queue.claim("w").order == made.order == order
+    translation["url"] = "http://elsewhere"
+    with pytest.raises(ValueError, match="leave its url out"):
+        JobOrder.model_validate(sent)
+
+
 def test_jobs_are_claimed_by_priority_then_age(queue):
     first, second, urgent = submit(queue), submit(queue), submit(queue, priority=5)
     claimed = [queue.claim("w").id for _ in range(3)]

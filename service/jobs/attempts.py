@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _BEAT_SECONDS = 2.0
+_MOST_COUNTED_SECONDS = 3600.0  # then whoever is busy hangs, and another one may try
 _METRICS_SECONDS = 5.0  # between two events of a fit's progress
 _GRACE_SECONDS = 30.0  # for a checkpoint, before a run that was asked to stop is ended
 _BY_SIGTERM = (-15, 143)  # it came before the run could listen
@@ -60,7 +62,8 @@ class Attempt:
         if self._handle is None:
             self._start_or_give_back()
         code = self._follow()
-        self._insist(lambda: self._end(code))
+        with self._counting():
+            self._insist(lambda: self._end(code))
         self._clear_away()
 
     def leave(self) -> None:
@@ -90,11 +93,33 @@ class Attempt:
 
     def _start_or_give_back(self) -> None:
         try:
-            self._start()
+            with self._counting():
+                self._start()
         except Unavailable as error:
             # Of the store or the launcher: not the job's fault, and told to whoever waits for it.
             self.give_back(error.message, is_failure=False)
             raise
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count that the worker lives while it is busy with what tells nothing: files that it copies, or registers."""
+        is_done = threading.Event()
+
+        def count() -> None:
+            deadline = time.monotonic() + _MOST_COUNTED_SECONDS
+            while not is_done.wait(_BEAT_SECONDS) and time.monotonic() < deadline:
+                with suppress(
+                    HeadstockError
+                ):  # what is wrong, the worker's own next word finds out
+                    self._place.queue.beat(self._job.id, self._job.attempt)
+
+        counter = threading.Thread(target=count, name="beats", daemon=True)
+        counter.start()
+        try:
+            yield
+        finally:
+            is_done.set()
+            counter.join()
 
     def _clear_away(self) -> None:
         """Remove what is needed no more; what can't be removed now is no reason to end a job again."""

@@ -119,15 +119,20 @@ class Worker:
         logger.info("%s: attempt %d", job.id, job.attempt)
         attempt = Attempt(self._place, job, self._stopping, self._poll_seconds)
         try:
+            self._see_through_or_leave(attempt)
+        except Unavailable as error:
+            # The job stays this worker's as long as it counts; then another's.
+            logger.warning("%s: left as it is: %s", job.id, error.message)
+            self._stopping.wait(_UNAVAILABLE_SECONDS)
+        except Exception:
+            logger.exception("%s: left as it is", job.id)
+
+    def _see_through_or_leave(self, attempt: Attempt) -> None:
+        try:
             self._see_through(attempt)
         except LostJob as error:
             logger.warning("%s", error.message)
             attempt.leave()
-        except (
-            Unavailable
-        ) as error:  # the job stays this worker's as long as it counts; then another's
-            logger.warning("%s: left as it is: %s", job.id, error.message)
-            self._stopping.wait(_UNAVAILABLE_SECONDS)
 
     def _see_through(self, attempt: Attempt) -> None:
         try:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import delete, func, select
@@ -24,6 +25,7 @@ from service.jobs.tables import JobEventTable, JobTable
 _MOST_FAILURES = 3  # attempts whose worker or run died, before a job is given up
 _MOST_MESSAGE = 4000
 _FORGOTTEN_AT_ONCE = 100  # jobs: who writes meanwhile waits for as many
+_READ_AT_ONCE = 200  # jobs: of which few may be looked for
 
 
 class LostJob(Conflict):
@@ -124,9 +126,12 @@ class JobQueue:
                 query = query.where(JobTable.number < _find(session, after, namespace).number)
             if not metadata:
                 return [job_of(row) for row in session.scalars(query.limit(limit))]
-            found = (job_of(row) for row in session.scalars(query))
-            wanted = metadata.items()
-            return [job for job in found if wanted <= (job.order.metadata or {}).items()][:limit]
+            rows, wanted = (
+                session.scalars(query.execution_options(yield_per=_READ_AT_ONCE)),
+                metadata.items(),
+            )
+            found = (row for row in rows if wanted <= (row.order.get("metadata") or {}).items())
+            return [job_of(row) for row in islice(found, limit)]
 
     def list_events(
         self, job: str, *, after: int | None = None, before: int | None = None, limit: int = 100

@@ -190,6 +190,27 @@ def test_a_quota_holds_for_orders_that_come_at_once(queue):
         assert sum(job is not None for job in pool.map(order, range(16))) == 2
 
 
+def test_a_page_of_jobs_by_their_metadata_is_read_no_further_than_it_goes(queue, monkeypatch):
+    def order(number):
+        told = {"even": str(number % 2 == 0), "n": str(number)}
+        made = JobOrder(model="m", training_file="file-1", metadata=told)
+        return queue.submit(made, PLAN).id
+
+    ids, read, real = [order(number) for number in range(8)], [], queue_module.job_of
+    submit(queue)  # without metadata
+
+    def job_of(row):
+        read.append(row.id)
+        return real(row)
+
+    monkeypatch.setattr(queue_module, "job_of", job_of)
+    page = queue.list_jobs(metadata={"even": "True"}, limit=2)
+    assert [job.id for job in page] == read == [ids[6], ids[4]]
+    rest = queue.list_jobs(metadata={"even": "True"}, limit=9, after=ids[4])
+    assert [job.id for job in rest] == [ids[2], ids[0]]
+    assert queue.list_jobs(metadata={"even": "True", "n": "3"}) == []
+
+
 def test_old_jobs_are_forgotten_some_at_a_time(queue, monkeypatch):
     monkeypatch.setattr(queue_module, "_FORGOTTEN_AT_ONCE", 2)
     ids = [submit(queue).id for _ in range(5)]

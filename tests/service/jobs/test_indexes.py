@@ -64,7 +64,7 @@ def plans(database, history):
 
 
 def test_a_claim_reads_the_job_that_is_next(queue, plans):
-    (plan,) = plans(lambda: queue.claim("w"))
+    (plan,) = plans(lambda: queue.claim("w", ["process"]))
     assert "ix_jobs_next" in plan
     assert "TEMP B-TREE" not in plan
 

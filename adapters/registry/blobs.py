@@ -137,10 +137,11 @@ def _copy_folder(folder: Path, target: Path) -> None:
         made.mkdir()
         for path in folder.iterdir():
             shutil.copyfile(path, made / path.name)
-        if not (target / MANIFEST_FILE).is_file():
-            with suppress(FileNotFoundError):  # else it is what a removal left that was killed
-                target.rename(Path(scratch) / "left")
         rename_whole(made, target)
+        if not (target / MANIFEST_FILE).is_file():  # it is what a removal left that was killed
+            with suppress(FileNotFoundError):
+                target.rename(Path(scratch) / "left")
+            rename_whole(made, target)
 
 
 def _lost(digest: str) -> NotFound:

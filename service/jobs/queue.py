@@ -126,10 +126,8 @@ class JobQueue:
                 query = query.where(JobTable.number < _find(session, after, namespace).number)
             if not metadata:
                 return [job_of(row) for row in session.scalars(query.limit(limit))]
-            rows, wanted = (
-                session.scalars(query.execution_options(yield_per=_READ_AT_ONCE)),
-                metadata.items(),
-            )
+            wanted = metadata.items()
+            rows = session.scalars(query.execution_options(yield_per=_READ_AT_ONCE))
             found = (row for row in rows if wanted <= (row.order.get("metadata") or {}).items())
             return [job_of(row) for row in islice(found, limit)]
 

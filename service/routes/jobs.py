@@ -59,7 +59,7 @@ def jobs_router(
             # Before the order is checked: what it needs may be gone by now.
             known = await asyncio.to_thread(queue.made_by, order, idempotency_key, who.namespace)
             if known is not None:
-                return job_body(known)
+                return job_answer(known)
         job = new_job_id()
         plan = await intake.plan(order, job, who)
         made = await asyncio.to_thread(

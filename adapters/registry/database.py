@@ -33,8 +33,10 @@ class Database:
         parsed = _parse(url)
         self.is_shared = parsed.get_backend_name() != "sqlite"
         try:
-            # A server that was restarted, or a firewall, leaves dead connections in the pool.
-            self._engine = create_engine(parsed, pool_pre_ping=self.is_shared)
+            # A server that was restarted, or a firewall, leaves dead connections in the pool. A cluster made with
+            # locale C has no encoding, and its texts would come as bytes.
+            told = {"client_encoding": "utf8"} if self.is_shared else {}
+            self._engine = create_engine(parsed, pool_pre_ping=self.is_shared, connect_args=told)
             if not self.is_shared:
                 _prepare_sqlite(self._engine)
             self._migrate()

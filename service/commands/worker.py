@@ -21,6 +21,8 @@ def worker(home: Home = None) -> None:
     settings = load(home=home)
     warn_of_misspelt()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker: %(message)s")
+    for library in ("alembic", "botocore", "aiobotocore"):  # theirs is not about jobs
+        logging.getLogger(library).setLevel(logging.WARNING)
     state = open_state(settings)
     check_store(state.objects, writes=True)
     place = Workplace(

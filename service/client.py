@@ -17,23 +17,19 @@ from urllib.parse import quote
 import httpx
 
 KEY_VARIABLE = "HEADSTOCK_API_KEY"
-ROUTING_HEADER = (
-    "X-Headstock-Adapter"  # what a load balancer sends an adapter's calls to one replica by
-)
+# What a load balancer sends an adapter's calls to one replica by.
+ROUTING_HEADER = "X-Headstock-Adapter"
 _JOBS = "/v1/fine_tuning/jobs"
 _AWAY = ("unreachable", "timeout", "unavailable")  # errors of a server that starts again
 TRY_AGAIN = (429, 503)  # the server did nothing, and says in Retry-After when it may
+BAD_GATEWAY = 502  # a proxy's word for a server that is not there, or went while it worked
 MAX_RETRY_SECONDS = 30.0
 RECONNECT_SECONDS = 0.2
 RESTART_SECONDS = 60.0  # that a server may be away before events are no longer waited for
 GRACE_SECONDS = 10.0  # for a server to say that a call's time is over
 # Of a folder without a manifest; a head among them is sent, for the server to refuse rather than for us to lose.
-STOCK_FILES = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "head.safetensors",
-    "README.md",
-)
+STOCK_FILES = {f"{name}.safetensors" for name in ("adapter_model", "head")}
+STOCK_FILES |= {"adapter_config.json", "README.md"}
 
 
 class ClientError(Exception):
@@ -61,7 +57,7 @@ class Client:
             prediction that is given more time.
         retries: how often to send a call again that a full or restarting server refused (429, 503), after the
             time in its ``Retry-After``, 30 seconds at most; predictions, which change nothing, also if the connection
-            broke off.
+            broke off, or a proxy's did (502).
         api_key: for servers that ask for one; ``HEADSTOCK_API_KEY``, if it is not given.
     """
 
@@ -287,6 +283,7 @@ class Client:
         Args:
             is_safe: it may be sent again, though nobody knows whether it was carried out.
         """
+        refusals = (*TRY_AGAIN, BAD_GATEWAY) if is_safe else TRY_AGAIN
         for tries_left in range(self._retries, -1, -1):
             try:
                 request = self._http.build_request(method, path, **options)
@@ -296,7 +293,7 @@ class Client:
                     raise self._unreachable(error) from error
                 time.sleep(RECONNECT_SECONDS)
                 continue
-            if response.status_code not in TRY_AGAIN or not tries_left:
+            if response.status_code not in refusals or not tries_left:
                 break
             response.close()
             time.sleep(_retry_seconds(response))
@@ -394,7 +391,7 @@ def _body(response: httpx.Response) -> dict[str, Any]:
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
         error = {
-            "code": "http_error",
+            "code": "unavailable" if response.status_code == BAD_GATEWAY else "http_error",
             "message": f"HTTP {response.status_code}: {response.text[:200]}",
         }
     raise ClientError(response.status_code, error["code"], error["message"], error.get("param"))

@@ -64,6 +64,16 @@ def test_retries_are_bounded_and_off_unless_asked_for(waits, retries, sent):
     assert (len(bodies), len(waits)) == (sent, retries)
 
 
+def test_a_prediction_that_a_proxy_found_no_server_for_is_sent_again(waits):
+    bad_gateway = httpx.Response(502, text="<html>502 Bad Gateway</html>")
+    client, bodies = client_of([bad_gateway, good()], retries=3)
+    assert client.predict("x", "text") == [{"label": "a"}]
+    client, bodies = client_of([bad_gateway], retries=3)
+    with pytest.raises(ClientError, match="502 Bad Gateway") as caught:
+        client.create_job({})  # may have been carried out
+    assert (caught.value.code, len(bodies), waits) == ("unavailable", 1, [1.0])
+
+
 def test_other_errors_are_not_tried_again(waits):
     client, bodies = client_of([refusal(500)] * 3, retries=2)
     with pytest.raises(ClientError):
@@ -229,7 +239,7 @@ def test_a_jobs_events_go_on_after_the_server_has_started_again(waits):
     unavailable = {"code": "unavailable", "message": "It is stopping.", "param": None}
     client, asked = follower_of([
         httpx.Response(200, stream=BrokenOff(event(1) + "id: 2\n")),
-        away, away, httpx.Response(503, json={"error": unavailable}),
+        away, httpx.Response(502), httpx.Response(503, json={"error": unavailable}),
         httpx.Response(200, text=event(2) + "event: done\ndata: [DONE]\n\n"),
     ])  # fmt: skip
     assert list(client.job_events("job", follow=True)) == [{"n": 1}, {"n": 2}]

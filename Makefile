@@ -3,8 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where to find a CPU build of torch, if pip would otherwise bring CUDA; empty: pip's own choice.
 TORCH_INDEX_URL ?=
-# Processes of the tests; each computes with one thread.
-WORKERS ?= 2
+# Processes of the tests; each computes with one thread, and waits for servers and runs about a third of its time.
+WORKERS ?= 3
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q

@@ -26,6 +26,8 @@ USER headstock
 ENTRYPOINT ["python", "-m", "training"]
 
 FROM base AS serve
+# The trainer's packages are not in here: jobs wait for `headstock worker`, as the target train runs it.
+ENV HEADSTOCK_JOB_WORKERS=0
 USER headstock
 VOLUME /var/lib/headstock
 EXPOSE 8000

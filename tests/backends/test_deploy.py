@@ -10,7 +10,8 @@ pytest.importorskip("yaml", reason="PyYAML is not installed (make test-backends 
 
 import yaml
 
-from service.settings import Settings
+from service.launchers.catalog import set_up_launchers
+from service.settings import Settings, load_settings
 from tests.servers import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -57,6 +58,38 @@ def test_settings_are_settings(compose):
     config, secret = yaml.safe_load_all((DEPLOY / "kubernetes" / "config.yaml").read_text())
     named = {*config["data"], *secret["stringData"]}
     assert {name for name in named if name.startswith("HEADSTOCK_")} <= known
+
+
+def manifests(name):
+    return list(yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text()))
+
+
+def containers_of(name):
+    (pod,) = (m["spec"]["template"]["spec"] for m in manifests(name) if m["kind"] == "Deployment")
+    return pod["containers"]
+
+
+@pytest.mark.parametrize("name", ["serve.yaml", "worker.yaml"])
+def test_on_kubernetes_server_and_worker_run_jobs_where_the_worker_may(name, monkeypatch):
+    """The server that takes a job chooses its launcher, and the worker starts it: both need to know how."""
+    config, secret = manifests("config.yaml")
+    (container,) = containers_of(name)
+    own = {each["name"]: each["value"] for each in container.get("env", [])}
+    for variable, value in {**config["data"], **secret["stringData"], **own}.items():
+        monkeypatch.setenv(variable, value)
+    settings = load_settings()
+    assert settings.job_launcher == "kubernetes"
+    assert "kubernetes" in set_up_launchers(settings)
+    (kustomization,) = manifests("kustomization.yaml")
+    assert settings.kubernetes_namespace == kustomization["namespace"]  # the worker's role is of it
+    (claim,) = manifests("storage.yaml")
+    assert settings.kubernetes_claim == claim["metadata"]["name"]
+    assert settings.container_image == containers_of("worker.yaml")[0]["image"]
+
+
+def test_an_image_without_the_trainer_starts_no_workers():
+    serve = (ROOT / "Dockerfile").read_text().split("FROM base AS serve")[1]
+    assert ("[train" in serve) or ("ENV HEADSTOCK_JOB_WORKERS=0" in serve)
 
 
 def test_nginx_and_prometheus_know_all_servers(compose):

@@ -163,9 +163,13 @@ def _run(config: RunConfig, out: Path, home: Path, log: EventLog) -> RunResult |
         inputs = read_inputs(config, log)
     _silence_libraries()
     bound_caches()
-    with many_imports():
-        from training.run import Run  # torch, transformers and peft load only now
-
+    try:
+        with many_imports():
+            from training.run import Run  # torch, transformers and peft load only now
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            f"'{error.name}' is not installed, which training needs. Run: pip install 'headstock[train]'"
+        ) from error
     run = Run(config, inputs, out, home, log)
     if config.action != "estimate":
         signal.signal(signal.SIGTERM, run.pause)

@@ -13,7 +13,6 @@ from itertools import islice
 
 import httpx
 from pydantic import BaseModel
-from sacrebleu.metrics import CHRF
 
 from adapters.errors import InvalidRequest
 from adapters.tasks.templates import TextRequest
@@ -78,6 +77,8 @@ def back_translated(
 
     Close means a chrF (Popović 2015; sacrebleu) to the text of ``min_chrf`` at least.
     """
+    from sacrebleu.metrics import CHRF  # here: a run must begin without it, to tell that it is missing
+
     texts = [text for example in train for text in _texts(example)]
     returned = iter(translate(settings.back, translate(settings.there, texts)))
     chrf, copies = CHRF(), []

@@ -204,7 +204,9 @@ def _fault(error: ValidationError, columns: Columns) -> Fault:
     theirs = columns.fields.get(ours, ours)
     source = "" if theirs == ours else f" (It is read from '{theirs}'.)"
     if ours == "tags" and ours not in columns.class_names and "valid string" in message:
-        source += " Numbers need their names: set data.class_names (--class-name)."
+        source += (
+            " Numbers need their names: set data.class_names (--set 'data.class_names=[\"O\", …]')."
+        )
     if error.errors()[0]["type"] == "list_type":
         cell = error.errors()[0]["input"]
         is_shown = isinstance(cell, str) and cell.startswith(("[", "{"))

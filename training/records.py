@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from adapters.errors import EnvironmentProblem, InvalidData
+from adapters.errors import InvalidData
 
 MAX_CELL_CHARACTERS = 16 * 2**20
 _PARQUET_ROWS = 1024
@@ -39,7 +39,6 @@ def read_records(url: str) -> Iterator[tuple[int, Record | Fault]]:
 
     Raises:
         InvalidData: the file can't be read at all, or is not UTF-8.
-        EnvironmentProblem: Parquet, and pyarrow is not installed.
     """
     suffix = PurePosixPath(url).suffix.lower()
     if suffix not in (".jsonl", ".csv", ".parquet"):
@@ -137,13 +136,8 @@ def _without_empty(value: Any) -> Any:
 
 
 def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "'pyarrow' is not installed, which Parquet files need. Run: pip install pyarrow, or "
-            "give the rows as .jsonl."
-        ) from error
+    import pyarrow.parquet  # slow to load, and most files are JSON lines
+
     return pyarrow.parquet
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as SQLTimeoutError
@@ -103,7 +104,13 @@ class Database:
             ):  # one of the servers that start at once migrates; SQLite's IMMEDIATE sees to that
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:  # it knows the form's number no more than we do
+                raise EnvironmentProblem(
+                    f"The database has a form that this version of Headstock does not know ({error}): a newer one has "
+                    "used it. Start that one, or restore a backup from before into an empty database."
+                ) from error
 
 
 def _parse(url: str) -> URL:

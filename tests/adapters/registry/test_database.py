@@ -49,6 +49,15 @@ def test_a_database_that_is_locked_is_unavailable(tmp_path):
     holder.close()
 
 
+def test_a_database_of_a_newer_version_is_refused(tmp_path):
+    path = tmp_path / "registry.db"
+    Database(f"sqlite:///{path}").close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(EnvironmentProblem, match=r"'9999'.*a newer one has used it"):
+        Database(f"sqlite:///{path}")
+
+
 def test_moments_have_a_zone(tmp_path, decoder_spec, bundles):
     registry = open_registry(stores_in(tmp_path), decoder_spec)
     registry.create_version("a", bundles / "0")

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from service.commands.options import BackboneName, Home, load, open_registry_of
 
+if TYPE_CHECKING:
+    from adapters.reference import Reference
+
+Name = Annotated[str, typer.Argument(help="Name of the adapter, after namespace/ if not default.")]
 ExportForm = Literal["peft", "merged"]
 ExportDtype = Literal["float32", "bfloat16"]
 app = typer.Typer(help="The registry: adapters, versions, aliases.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_adapters(home: Home = None) -> None:
+def list_adapters(
+    namespace: Annotated[str, typer.Option(help="Whose adapters.")] = "default",
+    home: Home = None,
+) -> None:
     """List adapters with their newest version and aliases."""
-    for adapter in open_registry_of(load(home=home)).list_adapters():
+    for adapter in open_registry_of(load(home=home)).list_adapters(namespace):
         aliases = ", ".join(f"{alias.name} -> {alias.version}" for alias in adapter.aliases)
         typer.echo(f"{adapter.name}:{adapter.latest}  {adapter.task}  {aliases}".rstrip())
 
@@ -98,13 +105,16 @@ def export_adapter(
 
 @app.command("alias")
 def move_alias(
-    name: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    name: Name,
     alias: Annotated[str, typer.Argument(help="Such as production.")],
     version: Annotated[int, typer.Argument(help="Version number.", min=1)],
     home: Home = None,
 ) -> None:
     """Point an alias at a version."""
-    moved = open_registry_of(load(home=home)).set_alias(name, alias, version)
+    adapter = _named(name)
+    moved = open_registry_of(load(home=home)).set_alias(
+        adapter.name, alias, version, namespace=adapter.namespace
+    )
     typer.echo(f"{name}@{moved.name} -> {moved.version}")
 
 
@@ -122,7 +132,8 @@ def promote(
 
     registry = open_registry_of(load(home=home))
     found = registry.resolve(parse_reference(reference))
-    done = registry.promote(found.name, alias, found.number, Rule(metric, min_gain))
+    rule = Rule(metric, min_gain)
+    done = registry.promote(found.name, alias, found.number, rule, namespace=found.namespace)
     outcome = "->" if done.is_moved else "was not moved to"
     typer.echo(f"{found.name}@{alias} {outcome} {found.number}: {done.comparison.reason}")
     if not done.is_moved:
@@ -131,12 +142,15 @@ def promote(
 
 @app.command("rollback")
 def roll_back(
-    name: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    name: Name,
     alias: Annotated[str, typer.Argument(help="Such as production.")] = "production",
     home: Home = None,
 ) -> None:
     """Point an alias back at the version before; once more goes one further back."""
-    moved = open_registry_of(load(home=home)).roll_back(name, alias)
+    adapter = _named(name)
+    moved = open_registry_of(load(home=home)).roll_back(
+        adapter.name, alias, namespace=adapter.namespace
+    )
     typer.echo(f"{name}@{moved.name} -> {moved.version}")
 
 
@@ -156,7 +170,9 @@ def annotate(
     registry = open_registry_of(load(home=home))
     found = registry.resolve(parse_reference(reference))
     tags = None if tag is None else pairs(tag, "--tag")
-    version = registry.annotate(found.name, found.number, note=note, tags=tags)
+    version = registry.annotate(
+        found.name, found.number, note=note, tags=tags, namespace=found.namespace
+    )
     told = " ".join(f"{key}={value}" for key, value in version.tags.items())
     typer.echo(f"{version.name}:{version.number}  {version.note}  {told}".rstrip())
 
@@ -179,9 +195,11 @@ def delete(
         )
     registry = open_registry_of(load(home=home))
     if target.version is None:
-        registry.delete_adapter(target.name, force=force)
+        registry.delete_adapter(target.name, force=force, namespace=target.namespace)
     else:
-        registry.delete_version(target.name, target.version, force=force)
+        registry.delete_version(
+            target.name, target.version, force=force, namespace=target.namespace
+        )
     typer.echo(f"Deleted {reference}")
 
 
@@ -217,3 +235,20 @@ def collect(
     for digest in gone:
         typer.echo(f"Removed {digest}")
     typer.echo(f"{len(gone)} bundles removed.")
+
+
+def _named(name: str) -> Reference:
+    """Return an adapter's name and namespace.
+
+    Raises:
+        InvalidRequest: it is no name, or one with an alias or a version.
+    """
+    from adapters.errors import InvalidRequest
+    from adapters.reference import parse_reference
+
+    found = parse_reference(name)
+    if found.alias is not None or found.version is not None:
+        raise InvalidRequest(
+            f"'{name}' names a version. Write the adapter's name alone, '{found.name}'."
+        )
+    return found

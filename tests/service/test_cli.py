@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from adapters.reference import parse_reference
 from tests.bundles import classifier, save_bundle, summarizer
+from tests.registries import open_registry, stores_in
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -171,6 +173,33 @@ def test_annotate_diff_rollback_delete_and_gc(tmp_path, decoder_folder, decoder_
     assert "0 bundles removed" in headstock("adapters", "gc").stdout
     assert "1 bundles removed" in headstock("adapters", "gc", "--min-hours", "0").stdout
     assert headstock("adapters", "list").stdout.startswith("labels:1 ")
+
+
+def test_commands_change_the_adapter_of_the_namespace_that_is_named(
+    tmp_path, decoder_folder, decoder_spec
+):
+    """Another one of the same name is in namespace 'default'."""
+    save_bundle(tmp_path / "bundle", decoder_spec, classifier())
+    headstock("adapters", "push", "labels", tmp_path / "bundle", "--backbone", decoder_folder)
+    home = Path(os.environ["HEADSTOCK_HOME"])
+    registry = open_registry(stores_in(home), decoder_spec)
+    registry.create_version("labels", tmp_path / "bundle", namespace="team-a")
+    for command in (
+        ["annotate", "team-a/labels:1", "--note", "May"],
+        ["promote", "team-a/labels:1", "--alias", "tried"],
+        ["alias", "team-a/labels", "production", 1],
+    ):
+        done = headstock("adapters", *command)
+        assert done.returncode == 0, done.stderr
+    assert registry.resolve(parse_reference("labels")).note == ""
+    listed = headstock("adapters", "list", "--namespace", "team-a").stdout
+    assert listed == "labels:1  text-classification  production -> 1, tried -> 1\n"
+    assert headstock("adapters", "list").stdout == "labels:1  text-classification\n"
+    assert_one_line(headstock("adapters", "alias", "labels:1", "production", 1), "'labels:1'")
+    assert_one_line(headstock("adapters", "rollback", "team-a/labels"), "no version before '1'")
+    assert headstock("adapters", "delete", "team-a/labels", "--force").returncode == 0
+    assert headstock("adapters", "list").stdout == "labels:1  text-classification\n"
+    assert headstock("adapters", "list", "--namespace", "team-a").stdout == ""
 
 
 def test_a_damaged_bundle_is_not_pushed(tmp_path, decoder_folder, decoder_spec):

@@ -141,7 +141,7 @@ class Worker:
             raise
         except StorageFull as error:
             logger.warning("%s", error.message)
-            attempt.give_back(error.message)
+            attempt.give_back(error.message, is_failure=False)  # room comes back, as a store does
             self._stopping.wait(_UNAVAILABLE_SECONDS)
         except HeadstockError as error:
             logger.warning("%s", error.message)

@@ -230,6 +230,25 @@ def test_while_the_database_is_gone_or_full_the_run_goes_on(
     assert (done.status, done.attempt) == ("succeeded", 1)
 
 
+def test_a_run_that_finds_no_room_to_start_waits_however_often(
+    place, submit, work, launcher, monkeypatch
+):
+    monkeypatch.setattr("service.jobs.worker._UNAVAILABLE_SECONDS", 0.01)
+    real, refused = launcher.start, []
+
+    def start(run):
+        if len(refused) < 4:
+            refused.append(run)
+            raise StorageFull("The disk is full.")
+        return real(run)
+
+    monkeypatch.setattr(launcher, "start", start)
+    job = submit()
+    work()
+    done = ended(place, job)
+    assert (done.status, done.num_failures, len(refused)) == ("succeeded", 0, 4)
+
+
 def test_what_is_old_is_forgotten_but_not_what_is_needed(place, submit, work, tmp_path):
     old = submit()
     worker, thread = work()

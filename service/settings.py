@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
         "127.0.0.1", description="127.0.0.1, 0.0.0.0 or ::."
     )
-    port: int = Field(8000, ge=1024, le=65535)
+    port: int = Field(8000, ge=1024, le=65535, description="From 1024 on.")
     database_url: str | None = Field(
         None, description="Such as postgresql://user@host/headstock; SQLite under home if unset."
     )
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads of the engine; all cores if unset. One less where calls are short.",
+        description="CPU threads of the engine; all cores if unset. One fewer suits short calls.",
     )
     max_row_tokens: int = Field(4096, ge=16, description="Longest prompt plus answer of one row.")
     step_tokens: int | None = Field(
@@ -102,17 +102,18 @@ class Settings(BaseSettings):
         description="Rows in one call of /v1/predict: an input each, or several for one read in parts.",
     )
     max_body_bytes: int = Field(
-        8 * 2**20, ge=1024, description="Largest body of a prediction call."
+        8 * 2**20, ge=1024, description="Largest body of a call, uploads excepted."
     )
     max_bundle_bytes: int = Field(
-        256 * 2**20, ge=1024, description="Largest bundle that may be sent."
+        256 * 2**20, ge=1024, description="Largest bundle that may be sent or fetched."
     )
     max_file_bytes: int = Field(
         512 * 2**20, ge=1024, description="Largest file of examples that may be sent."
     )
     job_workers: int = Field(1, ge=0, le=64, description="Workers that the server starts for jobs.")
     job_launcher: LauncherName = Field(
-        "process", description="Where runs are started, for jobs that do not say."
+        "process",
+        description="Where runs are started, for jobs that do not say; the server that takes them decides.",
     )
     container_image: str | None = Field(
         None,
@@ -120,7 +121,7 @@ class Settings(BaseSettings):
     )
     kubernetes_claim: str | None = Field(
         None,
-        description="PersistentVolumeClaim that the workers' home lies on; no launcher kubernetes if unset.",
+        description="PersistentVolumeClaim that the workers' home lies on; launcher kubernetes needs it and the image.",
     )
     kubernetes_namespace: str = Field("default", description="Where runs are Jobs.")
     ray_address: str | None = Field(
@@ -132,28 +133,35 @@ class Settings(BaseSettings):
         None, ge=1, description="Time that a run gets if its job does not say; no bound if unset."
     )
     max_active_jobs: int | None = Field(
-        None, ge=1, description="Jobs that may wait or run at once; no bound if unset."
+        None,
+        ge=1,
+        description="Jobs of a namespace that may wait or run at once; no bound if unset.",
     )
     job_days: float | None = Field(
-        90, gt=0, description="Days that records, logs and reports of ended jobs are kept."
+        90,
+        gt=0,
+        description="Days that records, logs and reports of ended jobs are kept; workers remove them.",
     )
     file_days: float | None = Field(
-        None, gt=0, description="Days that files of examples are kept; for ever if unset."
+        None,
+        gt=0,
+        description="Days that files of examples are kept; until they are deleted if unset.",
     )
     webhook_url: str | None = Field(
-        None, description="Where it is told that jobs have ended, by POST; nowhere if unset."
+        None, description="Address that the ends of jobs are posted to; none if unset."
     )
     webhook_secret: str | None = Field(
-        None, description="That these are signed with: whsec_ and base64, or any text."
+        None, description="What these posts are signed with: whsec_ and base64, or any text."
     )
     require_keys: bool = Field(
-        False, description="Ask for API keys on loopback too; on other addresses they are."
+        False, description="Ask for API keys on 127.0.0.1 too; elsewhere they are asked for anyway."
     )
     allow_no_keys: bool = Field(
-        False, description="Serve other addresses than loopback without API keys."
+        False, description="Serve other addresses than 127.0.0.1 without API keys."
     )
     bundle_urls: str | None = Field(
-        None, description="URLs under which bundles may be fetched from, with commas between; none."
+        None,
+        description="URLs under which the server may fetch bundles, with commas between; none if unset.",
     )
     drain_seconds: float = Field(10.0, ge=0, description="Time that running calls get at SIGTERM.")
 

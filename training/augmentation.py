@@ -77,7 +77,8 @@ def back_translated(
 
     Close means a chrF (Popović 2015; sacrebleu) to the text of ``min_chrf`` at least.
     """
-    from sacrebleu.metrics import CHRF  # here: a run must begin without it, to tell that it is missing
+    # Here: a run must be able to begin without it, to tell that it is missing.
+    from sacrebleu.metrics import CHRF
 
     texts = [text for example in train for text in _texts(example)]
     returned = iter(translate(settings.back, translate(settings.there, texts)))

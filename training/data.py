@@ -205,7 +205,7 @@ def _fault(error: ValidationError, columns: Columns) -> Fault:
     source = "" if theirs == ours else f" (It is read from '{theirs}'.)"
     if ours == "tags" and ours not in columns.class_names and "valid string" in message:
         source += (
-            " Numbers need their names: set data.class_names (--set 'data.class_names=[\"O\", …]')."
+            " Numbers need their names: set data.class_names, a list (--set data.class_names=…)."
         )
     if error.errors()[0]["type"] == "list_type":
         cell = error.errors()[0]["input"]

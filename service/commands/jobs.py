@@ -21,7 +21,7 @@ def submit(
     name: Annotated[str, typer.Option(help="Name of the adapter.")],
     model: Annotated[
         str | None,
-        typer.Option(help="Backbone, or adapter to go on from; the server's, if not set."),
+        typer.Option(help="Backbone, or adapter to go on from; HEADSTOCK_BACKBONE, if not set."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="By the columns, if not set.")] = None,
     validation: Annotated[Path | None, typer.Option(help="File of validation rows.")] = None,

@@ -15,7 +15,13 @@ Home = Annotated[Path | None, typer.Option(help="Folder of all state (HEADSTOCK_
 BackboneName = Annotated[
     str | None, typer.Option("--backbone", help="Packaged name, folder, or Hub id.")
 ]
-Url = Annotated[str, typer.Option(help="Where the server listens.", envvar="HEADSTOCK_URL")]
+Url = Annotated[
+    str,
+    typer.Option(
+        help="Where the server listens; its key is read from HEADSTOCK_API_KEY.",
+        envvar="HEADSTOCK_URL",
+    ),
+]
 
 
 def load(**given: object) -> Settings:

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         "auto",
         description="auto measures which of fp32 and bf16 is faster; int8 and nf4 quantise the backbone.",
     )
-    device: str = Field("cpu", description="cpu, or cuda:0.")
+    device: str = Field("cpu", description="Of the server: cpu, or cuda:0. Runs train on the CPU.")
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
         "127.0.0.1", description="127.0.0.1, 0.0.0.0 or ::."
     )

@@ -19,6 +19,7 @@ from litserve.specs.base import LitSpec
 
 from adapters.backbone import Backbone, BackboneSpec, load_backbone
 from adapters.bundle import read_manifest
+from adapters.device import find_device
 from adapters.errors import InvalidBundle
 from adapters.imports import many_imports
 from adapters.registry.blobs import BlobStore
@@ -92,8 +93,9 @@ class EngineApi(ls.LitAPI):
         settings = self._settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        device = find_device(settings.device)
         backbone = load_backbone(
-            self._backbone, settings.dtype, home=settings.home, device=settings.device, fuse=True
+            self._backbone, settings.dtype, home=settings.home, device=device, fuse=True
         )
         blobs = BlobStore(
             settings.resolved_blob_url(), settings.bundle_cache(), settings.cache_disk_bytes

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adapters.device import DeviceName
 from adapters.dtype import DtypeName
 from adapters.errors import EnvironmentProblem, InvalidRequest
 from adapters.home import default_home
@@ -37,7 +37,10 @@ class Settings(BaseSettings):
         "auto",
         description="auto measures which of fp32 and bf16 is faster; int8 and nf4 quantise the backbone.",
     )
-    device: str = Field("cpu", description="Of the server: cpu, or cuda:0. Runs train on the CPU.")
+    device: DeviceName = Field(
+        "cpu",
+        description="Where the server and 'headstock train' compute: cpu, cuda, or such as cuda:1.",
+    )
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
         "127.0.0.1", description="127.0.0.1, 0.0.0.0 or ::."
     )
@@ -169,13 +172,6 @@ class Settings(BaseSettings):
     @classmethod
     def _expanded(cls, home: Path) -> Path:
         return home.expanduser()
-
-    @field_validator("device")
-    @classmethod
-    def _is_device(cls, device: str) -> str:
-        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
-            raise ValueError("a device is 'cpu', 'cuda', or one of several GPUs such as 'cuda:1'")
-        return device
 
     @model_validator(mode="after")
     def _can_sign(self) -> Settings:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from adapters.device import DeviceName
 from adapters.dtype import DtypeName
 from adapters.packaged import DEFAULT_BACKBONE
 from adapters.tasks.base import Strict
@@ -202,6 +203,10 @@ class RunConfig(Strict):
     options: dict[str, Any] = Field(default_factory=dict, description="The task's options.")
     backbone: str = Field(DEFAULT_BACKBONE, description="Packaged name, folder, or Hub id.")
     dtype: DtypeName = "auto"
+    device: DeviceName = Field(
+        "cpu",
+        description="cpu, cuda, or such as cuda:1. Of processes that fit together, cuda gives each its own GPU.",
+    )
     data: DataSettings
     lora: LoraSettings = Field(default_factory=LoraSettings)
     fit: FitSettings = Field(default_factory=FitSettings)

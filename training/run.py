@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from adapters.backbone import (
     load_backbone,
 )
 from adapters.bundle import load_bundle
+from adapters.device import find_device
 from adapters.errors import InvalidRequest
 from adapters.tasks.base import Labelled
 from adapters.tasks.catalog import AnyTask, get_task
@@ -91,7 +93,8 @@ class Run:
         with self.log.stage("backbone", f"Loading backbone {self.config.backbone}"):
             folder = find_backbone(self.config.backbone, self.home)
             spec = describe_backbone(folder, backbone_name(self.config.backbone))
-            backbone = load_backbone(spec, self.config.dtype, home=self.home)
+            device = find_device(self.config.device, int(os.environ.get("LOCAL_RANK", "0")))
+            backbone = load_backbone(spec, self.config.dtype, home=self.home, device=device)
             tokenizer = load_tokenizer(folder)
         if self.config.action == "evaluate":
             return self._evaluate_bundle(backbone, tokenizer)

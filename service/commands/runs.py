@@ -67,6 +67,7 @@ def train(
         options=options_from(option or []),
         backbone=settings.backbone,
         dtype=settings.dtype,
+        device=settings.device,
         data={
             "train": data,
             "test": test,
@@ -115,6 +116,7 @@ def evaluate(
         task=read_manifest(bundle).task,
         backbone=settings.backbone,
         dtype=settings.dtype,
+        device=settings.device,
         data={"test": data},
         bundle=str(bundle),
     )

@@ -66,6 +66,7 @@ def sweep(
         "options": options_from(option or []),
         "backbone": settings.backbone,
         "dtype": settings.dtype,
+        "device": settings.device,
         "data": {
             "train": data,
             "validation": validation,

@@ -70,7 +70,7 @@ class Resources(Strict):
     timeout_seconds: int | None = Field(None, ge=1)
     threads: int | None = Field(None, ge=1, le=1024)
     memory_bytes: int | None = Field(None, ge=64 * 2**20)
-    gpus: int = Field(0, ge=0, le=64)
+    gpus: int = Field(0, ge=0, le=1)  # of each worker: a process computes on one
     workers: int = Field(1, ge=1, le=64)
     priority: int = Field(0, ge=-100, le=100)
 
@@ -190,6 +190,7 @@ class JobOrder(Body):
             "lora": self.lora.model_dump(),
             "fit": fit,
             "parent": parent,
+            "device": "cuda" if self.resources.gpus else "cpu",
             **self.training.model_dump(include=own),
         }
         try:

@@ -81,7 +81,9 @@ def jobs_router(
         plan = await intake.plan(order, new_job_id(), who)
         measuring = estimates.measure(order, plan, who.namespace)
         estimate = await unless_gone(request, measuring)
-        return estimate_answer(plan, estimate, memory_room())
+        # Of a GPU's memory nothing is known here.
+        room = None if order.resources.gpus else memory_room()
+        return estimate_answer(plan, estimate, room)
 
     @router.get("")
     async def list_jobs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,15 +67,22 @@ class Tokenizer:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for i, (start, stop) in enumerate(pairwise(borders)):
-            part = self._inner(
-                text[start:stop],
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                split_special_tokens=i % 2 == 1,
-            )
-            ids += part["input_ids"]
-            offsets += [(begin + start, end + start) for begin, end in part["offset_mapping"]]
+            piece = text[start:stop]
+            part = self.encode(piece, add_special=False) if i % 2 else self._encode_template(piece)
+            ids += part.ids
+            offsets += [(begin + start, end + start) for begin, end in part.offsets]
         return Tokens(ids, offsets)
+
+    def _encode_template(self, text: str) -> Tokens:
+        """Return the tokens of what a template wrote, special ones read as such."""
+        out = self._of_templates.encode(text, add_special_tokens=False)
+        return Tokens(out.ids, out.offsets)
+
+    @functools.cached_property
+    def _of_templates(self) -> Any:
+        # A second one, for whether special tokens are read is a setting that all threads would share.
+        backend = self._inner.backend_tokenizer
+        return type(backend).from_str(backend.to_str())
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._inner.decode(list(token_ids), skip_special_tokens=True)
@@ -88,7 +96,7 @@ class Tokenizer:
     @property
     def closes_texts(self) -> bool:
         """Whether a special token ends each text by itself, as with T5, BART and BERT."""
-        ids = self._inner("a")["input_ids"]
+        ids = self.encode("a").ids
         return ids[-1] in self._inner.all_special_ids
 
     @property

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -62,6 +63,25 @@ def test_a_special_token_spelled_out_in_a_text_stays_text(decoder_tokenizer, enc
     start = prompt.index("so")
     ids = decoder_tokenizer.encode_around(prompt, start, start + len("so <|end|> then")).ids
     assert (ids.count(1), ids.count(2)) == (2, 1)  # the template's own
+
+
+def test_what_one_thread_reads_as_special_stays_text_in_another(decoder_tokenizer):
+    text = "so <|end|> then"
+    prompt = decoder_tokenizer.chat([{"role": "user", "content": text}])
+    start = prompt.index(text)
+    reads = [
+        lambda: decoder_tokenizer.encode(text).ids,
+        lambda: decoder_tokenizer.encode_around(prompt, start, start + len(text)).ids,
+    ]
+    expected = [read() for read in reads]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns at almost every instruction
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda i: reads[i % 2](), range(600)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected * 300
 
 
 def test_special_tokens_are_added_only_on_demand(encoder_tokenizer):

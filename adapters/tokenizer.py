@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -51,7 +52,7 @@ class Tokenizer:
             return_offsets_mapping=True,
             split_special_tokens=True,
         )
-        return Tokens(list(out["input_ids"]), [tuple(pair) for pair in out["offset_mapping"]])
+        return Tokens(list(out["input_ids"]), _with_marks(text, out["offset_mapping"]))
 
     def encode_around(self, text: str, start: int, stop: int) -> Tokens:
         """Return a prompt's tokens: special ones outside [start, stop), where the template wrote them, only."""
@@ -76,7 +77,7 @@ class Tokenizer:
     def _encode_template(self, text: str) -> Tokens:
         """Return the tokens of what a template wrote, special ones read as such."""
         out = self._of_templates.encode(text, add_special_tokens=False)
-        return Tokens(out.ids, out.offsets)
+        return Tokens(out.ids, _with_marks(text, out.offsets))
 
     @functools.cached_property
     def _of_templates(self) -> Any:
@@ -127,6 +128,23 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Return a SHA-256 of everything that decides how text becomes ids."""
         return canonical_digest([self._inner.backend_tokenizer.to_str(), self._inner.chat_template])
+
+
+def _with_marks(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return tokens' places with the marks that stand behind them and are no token's: accents, vowel signs.
+
+    Normalizers drop such a mark, or make one character of it and the letter before; the place is the letter's alone then.
+    """
+    if text.isascii():
+        return [(start, end) for start, end in offsets]
+    starts = {start for start, end in offsets if end > start}
+
+    def behind(end: int) -> int:
+        while end < len(text) and end not in starts and unicodedata.category(text[end])[0] == "M":
+            end += 1
+        return end
+
+    return [(start, behind(end) if end > start else end) for start, end in offsets]
 
 
 def load_tokenizer(folder: Path | str, fingerprint: str | None = None) -> Tokenizer:

@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Inner
+from tokenizers import models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from adapters.tokenizer import Tokens, load_tokenizer
+from adapters.tokenizer import Tokenizer, Tokens, load_tokenizer
 
 texts = st.text(max_size=60) | st.text("ab .,北京é🙂\u200d\n\u2028", max_size=60)
 seeded = settings(max_examples=150, deadline=None, derandomize=True)
@@ -29,6 +32,18 @@ def test_offsets_rise_and_cover_every_character(text, decoder_tokenizer):
     offsets = decoder_tokenizer.encode(text).offsets
     assert {i for start, end in offsets for i in range(start, end)} == set(range(len(text)))
     assert offsets == sorted(offsets)
+
+
+@pytest.mark.parametrize("normalizer", [normalizers.NFC(), normalizers.BertNormalizer()])
+@pytest.mark.parametrize("word", ["cafe\u0301", "o\u0308de", "नमस्ते", "vie\u0323\u0302t", "\u2764\ufe0f"])
+def test_a_mark_that_the_normalizer_takes_away_stays_with_its_letter(normalizer, word):
+    inner = Inner(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    inner.normalizer = normalizer
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=inner), [0])
+    offsets = tokenizer.encode(f"a {word} b {word}").offsets
+    end = 2 + len(word)
+    assert offsets == [(0, 1), (2, end), (end + 1, end + 2), (end + 3, end + 3 + len(word))]
 
 
 @seeded

@@ -117,6 +117,20 @@ def test_a_context_the_tokenizer_drops_whole_is_refused():
         encode(tokenizer, "\u200b")
 
 
+@pytest.mark.parametrize("normalizer", [normalizers.NFC(), normalizers.BertNormalizer()])
+def test_an_answer_keeps_the_accent_that_the_tokenizer_reads_otherwise(normalizer):
+    inner = Inner(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=inner), [0])
+    for context in ("au cafe\u0301", "cafe\u0301 noir"):
+        start = context.index("c")
+        request, encoded = encode(tokenizer, context)
+        row = TASK.label(tokenizer, encoded, answer_of("cafe\u0301", start))
+        output = peaked(len(encoded.token_ids), *row.labels)
+        found = TASK.postprocess(tokenizer, request, encoded, output)
+        assert (found["answer"], found["end"]) == ("cafe\u0301", start + 5)
+
+
 def test_the_score_takes_the_best_of_several_answers():
     answers = [{"text": text, "answer_start": 0} for text in ("Ada", "Ada Lovelace")]
     targets = [CLASS.Target(answers=answers)]

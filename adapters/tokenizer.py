@@ -86,12 +86,17 @@ class Tokenizer:
         return type(backend).from_str(backend.to_str())
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        text: str = self._inner.decode(list(token_ids), skip_special_tokens=True)
+        """Return the text of token ids, special tokens left out, as it was written: not a blank is taken away."""
+        text: str = self._inner.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return text
 
     def decode_token(self, token_id: int) -> str:
         """Return one token's text, a special token spelled out; a part of a character is U+FFFD."""
-        text: str = self._inner.decode([token_id], skip_special_tokens=False)
+        text: str = self._inner.decode(
+            [token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         return text
 
     @property

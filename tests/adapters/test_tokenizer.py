@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Inner
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from adapters.text_stream import StreamText
 from adapters.tokenizer import Tokenizer, Tokens, load_tokenizer
 
 texts = st.text(max_size=60) | st.text("ab .,北京é🙂\u200d\n\u2028", max_size=60)
@@ -26,6 +27,18 @@ def test_decoding_gives_back_the_text_that_was_encoded(text, decoder_tokenizer, 
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
+def test_no_blank_before_a_mark_is_taken_away():
+    """As transformers does for tokenizers of T5's kind whose config says so."""
+    tokens = ["<unk>", "▁Bonjour", "▁!", "▁l", "▁'"]
+    inner = Inner(models.WordLevel({token: i for i, token in enumerate(tokens)}, "<unk>"))
+    inner.decoder = decoders.Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=True)
+    tokenizer = Tokenizer(fast, [0])
+    assert tokenizer.decode([1, 2, 3, 4, 3]) == "Bonjour ! l ' l"
+    stream = StreamText(tokenizer.decode)
+    assert "".join(stream.feed([token]) for token in (1, 2)) == "Bonjour !"
+
+
 @seeded
 @given(text=texts)
 def test_offsets_rise_and_cover_every_character(text, decoder_tokenizer):
@@ -35,7 +48,9 @@ def test_offsets_rise_and_cover_every_character(text, decoder_tokenizer):
 
 
 @pytest.mark.parametrize("normalizer", [normalizers.NFC(), normalizers.BertNormalizer()])
-@pytest.mark.parametrize("word", ["cafe\u0301", "o\u0308de", "नमस्ते", "vie\u0323\u0302t", "\u2764\ufe0f"])
+@pytest.mark.parametrize(
+    "word", ["cafe\u0301", "o\u0308de", "नमस्ते", "vie\u0323\u0302t", "\u2764\ufe0f"]
+)
 def test_a_mark_that_the_normalizer_takes_away_stays_with_its_letter(normalizer, word):
     inner = Inner(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     inner.normalizer = normalizer

@@ -13,6 +13,9 @@ from typing import Any
 
 from adapters.errors import InvalidRequest, UnsupportedBackbone
 from adapters.tensors import canonical_digest
+from adapters.text_stream import BROKEN
+
+MOST_OPEN_BYTES = 3  # of a character that is not finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,21 @@ class Tokenizer:
         return type(backend).from_str(backend.to_str())
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens left out, as it was written: not a blank is taken away."""
+        """Return the text of token ids, special tokens left out, as it was written: not a blank is taken away.
+
+        Bytes at the end that are no character, or not yet, are U+FFFD.
+        """
+        text = self._decode(token_ids)
+        if not text.endswith(BROKEN):
+            return text
+        # Decoders of SentencePiece's kind give up the finished characters of a run of bytes as well.
+        apart = [
+            self._decode(token_ids[:-num_open]) + self._decode(token_ids[-num_open:])
+            for num_open in range(1, MOST_OPEN_BYTES + 1)
+        ]
+        return min([text, *apart], key=lambda each: each.count(BROKEN))
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._inner.decode(
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

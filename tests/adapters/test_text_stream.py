@@ -3,9 +3,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer as Inner
+from tokenizers import decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from adapters.text_stream import BROKEN, Detokenizer, StreamText, cut_at_stop
+from adapters.tokenizer import Tokenizer
 
 TEXT = st.text(
     st.one_of(st.sampled_from("ab 北é😀\ufffd"), st.characters(codec="utf-8")), max_size=80
@@ -27,7 +30,7 @@ def sentencepiece():
         "北",
     ]
     merges = [("▁", "a"), ("▁a", "b")]
-    inner = Tokenizer(
+    inner = Inner(
         models.BPE(
             {token: i for i, token in enumerate(tokens)},
             merges,
@@ -49,6 +52,11 @@ def sentencepiece():
     )
     inner.add_special_tokens(["</s>"])
     return inner
+
+
+@pytest.fixture(scope="module")
+def bytewise(sentencepiece):
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=sentencepiece), [0])
 
 
 def pieces_of(stream, token_ids, sizes=(1,)):
@@ -86,6 +94,28 @@ def test_pieces_add_up_where_decoding_drops_the_first_blank(sentencepiece, text,
     token_ids = sentencepiece.encode(text).ids
     pieces = pieces_of(StreamText(sentencepiece.decode, stops), token_ids, sizes)
     assert "".join(pieces) == cut_at_stop(sentencepiece.decode(token_ids), stops)
+
+
+@settings(deadline=None)
+@given(text=TEXT, num_cut=st.integers(0, 5), sizes=st.lists(st.integers(1, 9), min_size=1))
+def test_pieces_add_up_where_the_last_character_is_not_finished(bytewise, text, num_cut, sizes):
+    ids = bytewise.encode(text).ids
+    token_ids = ids[: max(0, len(ids) - num_cut)]
+    whole = bytewise.decode(token_ids)
+    assert bytewise.decode(ids).startswith(whole.rstrip(BROKEN))
+    assert "".join(pieces_of(StreamText(bytewise.decode), token_ids, sizes)) == whole
+
+
+def test_an_unfinished_character_takes_none_before_it_away(bytewise):
+    ids = bytewise.encode("a😀é😀").ids
+    assert [bytewise.decode(ids[: len(ids) - n]) for n in range(6)] == [
+        "a😀é😀",
+        "a😀é\ufffd\ufffd\ufffd",
+        "a😀é\ufffd\ufffd",
+        "a😀é\ufffd",
+        "a😀é",
+        "a😀\ufffd",
+    ]
 
 
 def test_tokens_without_text_are_no_context(sentencepiece):

@@ -30,7 +30,7 @@ def test_decoding_gives_back_the_text_that_was_encoded(text, decoder_tokenizer, 
 def test_no_blank_before_a_mark_is_taken_away():
     """As transformers does for tokenizers of T5's kind whose config says so."""
     tokens = ["<unk>", "▁Bonjour", "▁!", "▁l", "▁'"]
-    inner = Inner(models.WordLevel({token: i for i, token in enumerate(tokens)}, "<unk>"))
+    inner = Inner(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
     inner.decoder = decoders.Metaspace()
     fast = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=True)
     tokenizer = Tokenizer(fast, [0])

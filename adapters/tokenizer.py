@@ -64,9 +64,15 @@ class Tokenizer:
     def encode_chat(self, text: str, messages: Sequence[tuple[int, int]]) -> Tokens:
         """Return a prompt's tokens, of several messages: special ones outside these only.
 
+        They are those of the prompt as a whole, which the backbone has learned to read. Only where a message spells a
+        special token out, it is read apart from the template.
+
         Args:
             messages: their places, [start, stop) in code points, in order.
         """
+        whole = self._encode_template(text)
+        if not self._are_special_within(whole, messages):
+            return whole
         borders = [0, *(border for message in messages for border in message), len(text)]
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
@@ -81,6 +87,19 @@ class Tokenizer:
         """Return the tokens of what a template wrote, special ones read as such."""
         out = self._of_templates.encode(text, add_special_tokens=False)
         return Tokens(out.ids, _with_marks(text, out.offsets))
+
+    def _are_special_within(self, tokens: Tokens, places: Sequence[tuple[int, int]]) -> bool:
+        found = [
+            place
+            for token_id, place in zip(tokens.ids, tokens.offsets, strict=True)
+            if token_id in self._special_ids
+        ]
+        return any(s < stop and e > start for s, e in found for start, stop in places)
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self._of_templates.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
 
     @functools.cached_property
     def _of_templates(self) -> Any:
@@ -155,7 +174,8 @@ class Tokenizer:
 def _with_marks(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return tokens' places with the marks that stand behind them and are no token's: accents, vowel signs.
 
-    Normalizers drop such a mark, or make one character of it and the letter before; the place is the letter's alone then.
+    Normalizers drop such a mark, or make one character of it and the letter before; either is then placed at the
+    letter alone.
     """
     if text.isascii():
         return [(start, end) for start, end in offsets]

@@ -2,16 +2,20 @@
 ever taken for the template's own text.
 """
 
+import copy
 import shutil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Inner
+from tokenizers import models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from adapters.errors import InvalidRequest, TextTooLong
 from adapters.tasks.base import Prompt, encode_prompt, fit_prompt
 from adapters.tasks.prompts import Message, conversation_prompt, instruction_prompt
-from adapters.tokenizer import load_tokenizer
+from adapters.tokenizer import Tokenizer, load_tokenizer
 from tests.tiny import CORPUS
 
 texts = (
@@ -132,6 +136,33 @@ def test_messages_stand_in_the_prompt_as_they_were_written(contents, decoder_tok
     assert [prompt.text[start:stop] for start, stop in prompt.messages] == contents
     assert (prompt.start, prompt.stop) == prompt.messages[-1]
     assert encode_prompt(decoder_tokenizer, prompt).ids.count(1) == len(contents) + 1
+
+
+@pytest.fixture(scope="module")
+def mistral():
+    """A tokenizer of Mistral's kind: a blank is set before a text, and its chats have no mark behind ``[INST]``."""
+    tokens = ["<unk>", "<s>", "</s>", "▁", *"[]/INSTabc\n", "▁[", "▁a"]
+    merges = [("▁", "["), ("▁", "a")]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    inner = Inner(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = (
+        "<s>{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+        "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+    )
+    return fast
+
+
+@pytest.mark.parametrize("content", ["abc", " a\n", "c a"])
+def test_a_conversation_is_read_as_the_library_reads_it(content, mistral):
+    messages = talk("a", content, "b", "a")[1:]
+    chat = [message.model_dump() for message in messages]
+    expected = mistral.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
+    prompt = conversation_prompt(Tokenizer(copy.deepcopy(mistral), [2]), messages)
+    assert encode_prompt(Tokenizer(copy.deepcopy(mistral), [2]), prompt).ids == expected
 
 
 @pytest.mark.parametrize("content", ["user", "system", "a", "<|end|>", "<|start|>assistant\n"])

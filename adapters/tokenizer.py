@@ -122,18 +122,25 @@ class Tokenizer:
         ]
         return min([text, *apart], key=lambda each: each.count(BROKEN))
 
-    def _decode(self, token_ids: Sequence[int]) -> str:
+    def _decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         text: str = self._inner.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(token_ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
         return text
 
     def decode_token(self, token_id: int) -> str:
-        """Return one token's text, a special token spelled out; a part of a character is U+FFFD."""
-        text: str = self._inner.decode(
-            [token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
+        """Return one token's text as it stands within a text: with its blank, a special token spelled out.
+
+        A part of a character is U+FFFD.
+        """
+        ids, text = self._some_text
+        return self._decode([*ids, token_id], skip_special=False).removeprefix(text)
+
+    @functools.cached_property
+    def _some_text(self) -> tuple[list[int], str]:
+        # The first token of a text may lose its blank, so each is read behind this.
+        ids = self.encode("a", add_special=False).ids
+        return ids, self._decode(ids, skip_special=False)
 
     @property
     def closes_texts(self) -> bool:

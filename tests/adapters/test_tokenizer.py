@@ -27,16 +27,29 @@ def test_decoding_gives_back_the_text_that_was_encoded(text, decoder_tokenizer, 
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_no_blank_before_a_mark_is_taken_away():
-    """As transformers does for tokenizers of T5's kind whose config says so."""
-    tokens = ["<unk>", "▁Bonjour", "▁!", "▁l", "▁'"]
+@pytest.fixture(scope="module")
+def spaced():
+    """A tokenizer of T5's kind, whose config has transformers take blanks before marks away."""
+    tokens = ["<unk>", "▁Bonjour", "▁!", "▁l", "l", "</s>"]
     inner = Inner(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
-    inner.decoder = decoders.Metaspace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=True)
-    tokenizer = Tokenizer(fast, [0])
-    assert tokenizer.decode([1, 2, 3, 4, 3]) == "Bonjour ! l ' l"
-    stream = StreamText(tokenizer.decode)
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", clean_up_tokenization_spaces=True
+    )
+    return Tokenizer(fast, [5])
+
+
+def test_no_blank_before_a_mark_is_taken_away(spaced):
+    assert spaced.decode([1, 2, 3]) == "Bonjour ! l"
+    stream = StreamText(spaced.decode)
     assert "".join(stream.feed([token]) for token in (1, 2)) == "Bonjour !"
+
+
+def test_a_token_alone_is_told_with_its_blank(spaced, decoder_tokenizer):
+    assert [spaced.decode_token(token) for token in (2, 3, 4, 5)] == [" !", " l", "l", "</s>"]
+    for text in (" a", "a", " 北"):
+        told = map(decoder_tokenizer.decode_token, decoder_tokenizer.encode(text).ids)
+        assert "".join(told).replace("\ufffd", "") == text.replace("北", "")
 
 
 @seeded

@@ -230,9 +230,10 @@ def _general_tokenizer(folder: Path | str) -> Tokenizer | None:
 
 
 def _end_ids(inner: Any, folder: Path) -> list[int]:
-    ends = {inner.eos_token_id}
+    """Return the ids that end a text, first the one to teach: the tokenizer's own, which chats end with."""
+    ends = [inner.eos_token_id]
     file = folder / "generation_config.json"
     if file.is_file():
         configured = json.loads(file.read_text()).get("eos_token_id")
-        ends |= set(configured if isinstance(configured, list) else [configured])
-    return sorted(end for end in ends if end is not None)
+        ends += configured if isinstance(configured, list) else [configured]
+    return list(dict.fromkeys(end for end in ends if end is not None))

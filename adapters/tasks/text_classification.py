@@ -189,8 +189,10 @@ class TextClassification(
         labels = [str(target.label) for target in targets]
         answers = [p["label"] for p in predictions]
         tallies = [classification_tally(answers, labels)]
-        if all("score" in p for p in predictions):
-            right = [a == label for a, label in zip(answers, labels, strict=True)]
+        if all("scores" in p for p in predictions):
+            # Of the label that the score is of, given or not.
+            likeliest = [max(p["scores"], key=lambda name: p["scores"][name]) for p in predictions]
+            right = [name == label for name, label in zip(likeliest, labels, strict=True)]
             tallies.append(calibration_tally([p["score"] for p in predictions], right))
         if self._may_abstain():
             tallies.append(mean_tally({"coverage": [float(a is not None) for a in answers]}))

@@ -147,7 +147,9 @@ def test_a_templates_special_tokens_become_one_id_and_leave_the_text(decoder_tok
     ("configured", "expected"),
     [([2, 7], (2, 7)), ([1, 2], (2, 1)), (7, (2, 7)), (2, (2,)), (None, (2,))],
 )
-def test_all_ids_that_end_a_text_are_known_the_tokenizers_own_first(decoder_folder, tmp_path, configured, expected):
+def test_all_ids_that_end_a_text_are_known_the_tokenizers_own_first(
+    decoder_folder, tmp_path, configured, expected
+):
     folder = shutil.copytree(decoder_folder, tmp_path / "copy")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": configured}))
     assert load_tokenizer(folder).end_ids == expected

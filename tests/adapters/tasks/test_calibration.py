@@ -112,6 +112,16 @@ def test_an_unsure_answer_gives_no_label_and_counts_as_wrong():
     assert "abstained" not in answer(task(), [1, 0, 0])
 
 
+def test_the_calibration_error_is_of_scores_whether_a_label_is_given_or_not():
+    logits = [[1.5, 0, 0], [0, 5, 0], [0, 0, 0.5]]
+    targets = [CLASS.Target(label=label) for label in "aba"]
+    found = [
+        each.score([answer(each, row) for row in logits], targets)["ece"]
+        for each in (task(), task(abstain_below=0.9))
+    ]
+    assert found[0] == found[1]
+
+
 def test_several_labels_are_given_each_by_its_own_score():
     several = task(multi_label=True, thresholds={"c": 0.1})
     found = answer(several, [3, -3, -1])

@@ -26,12 +26,17 @@ def sigmoid(logits: Array) -> Array:
     return bounded
 
 
-def fit_temperature(logits_NC: Array, labels_N: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+def fit_temperature(
+    logits_NC: Array, labels_N: np.ndarray[Any, np.dtype[np.int64]]
+) -> float | None:
     """Return the temperature of the least negative log-likelihood (Guo et al., arXiv 1706.04599), by golden section.
 
-    The likelihood has one optimum in 1 / temperature. Rows that are all right have none: the bound is returned.
+    The likelihood has one optimum in 1 / temperature, but none if all rows are right, for then the coldest is the
+    likeliest, which would make every score 1: None.
     """
     rows_N = np.arange(len(labels_N))
+    if (logits_NC.argmax(1) == labels_N).all():
+        return None
 
     def loss(log_temperature: float) -> float:
         scaled_NC = logits_NC / np.exp(log_temperature)

@@ -178,7 +178,8 @@ class TextClassification(
             given = {name: value for name, value in found.items() if value is not None}
             return {**options, "thresholds": {**self.options.thresholds, **given}}
         labels_N = np.array([self.options.labels.index(each.target.label) for each in observed])
-        return {**options, "temperature": fit_temperature(logits_NC, labels_N)}
+        temperature = fit_temperature(logits_NC, labels_N)
+        return options if temperature is None else {**options, "temperature": temperature}
 
     def tally(
         self, predictions: Sequence[dict[str, Any]], targets: Sequence[ClassificationTarget]

@@ -293,7 +293,9 @@ def test_a_run_with_several_labels_a_text_learns_them_and_sets_thresholds(tmp_pa
 
 
 def test_a_run_with_validation_rows_calibrates_its_scores(tmp_path, config):
-    config["data"]["validation"] = write(tmp_path / "validation.jsonl", GOOD[:10])
+    # One is wrong, for rows that are all right tell nothing of how sure is too sure.
+    rows = [*GOOD[:9], {**GOOD[0], "label": GOOD[1]["label"]}]
+    config["data"]["validation"] = write(tmp_path / "validation.jsonl", rows)
     assert run(tmp_path, config).returncode == ExitCode.DONE
     result = RunResult.model_validate_json((tmp_path / "out" / "result.json").read_text())
     manifest = json.loads((tmp_path / "out" / "bundle" / "manifest.json").read_text())

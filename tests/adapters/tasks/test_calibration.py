@@ -51,10 +51,12 @@ def test_the_temperature_is_what_scipys_optimiser_finds(seed, scale):
     assert fit_temperature(logits * scale, labels) == pytest.approx(found.x, rel=2e-3)
 
 
-def test_rows_that_are_all_right_get_the_coldest_temperature_there_is():
-    assert fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])) == pytest.approx(
-        0.05, rel=1e-3
-    )
+def test_rows_that_are_all_right_leave_scores_as_they_are():
+    assert fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])) is None
+    rows = [observed(np.eye(3)[k], label="abc"[k]) for k in range(3)]
+    for temperature in (1.0, 1.5):
+        options = task(temperature=temperature).calibrated(None, rows)
+        assert options["temperature"] == temperature
 
 
 @seeded

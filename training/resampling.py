@@ -17,7 +17,10 @@ _ROWS = 10_000  # at a time
 
 
 def intervals(tally: Tally, *, seed: int = 0, level: float = 0.95) -> dict[str, Interval]:
-    """Return each metric's percentile interval over 1,000 resamples of the rows; none for no rows."""
+    """Return each metric's percentile interval over 1,000 resamples of the rows; none for no rows.
+
+    Resamples without any row that a metric is about, such as questions without an answer, tell nothing of it.
+    """
     if not tally.num_rows:
         return {}
     tails = [50 * (1 - level), 50 * (1 + level)]
@@ -25,7 +28,7 @@ def intervals(tally: Tally, *, seed: int = 0, level: float = 0.95) -> dict[str, 
     for counts_RN in _resamples(tally.num_rows, seed):
         for name, value_R in tally.weigh(counts_RN).items():
             values.setdefault(name, []).append(value_R)
-    bounds = {name: np.percentile(np.concatenate(each), tails) for name, each in values.items()}
+    bounds = {name: np.nanpercentile(np.concatenate(each), tails) for name, each in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 

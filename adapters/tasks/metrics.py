@@ -38,12 +38,18 @@ class Tally:
 
 
 def mean_tally(values: Mapping[str, Sequence[float]]) -> Tally:
-    """Return the tally of metrics that are a mean of one number a row, over the rows where it is not NaN; else 0."""
+    """Return the tally of metrics that are a mean of one number a row, over the rows where it is not NaN.
+
+    Of rows that all are, the mean is NaN, too; of no rows it is 0.
+    """
     stats_NK = np.array(list(values.values()), np.float64).T
     told_NK = ~np.isnan(stats_NK)
 
     def weigh(counts_RN: Array) -> dict[str, Array]:
-        means_RK = _ratio(counts_RN @ np.nan_to_num(stats_NK), counts_RN @ told_NK)
+        num_RK = counts_RN @ told_NK
+        means_RK = _ratio(counts_RN @ np.nan_to_num(stats_NK), num_RK)
+        if len(stats_NK):
+            means_RK[num_RK == 0] = np.nan
         return dict(zip(values, means_RK.T, strict=True))
 
     return Tally(len(stats_NK), weigh)

@@ -8,6 +8,7 @@ from scipy.stats import bootstrap
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from adapters.tasks.answer_metrics import squad_tally
 from adapters.tasks.catalog import get_task, task_class
 from adapters.tasks.metrics import (
     Tally,
@@ -27,6 +28,12 @@ def test_an_interval_of_a_mean_is_scipys():
     theirs = bootstrap((values,), np.mean, method="percentile", rng=2).confidence_interval
     assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
     assert low < values.mean() < high
+
+
+def test_an_interval_of_few_rows_of_a_kind_is_of_resamples_that_have_one():
+    """A twentieth of the resamples has none of three rows among a hundred."""
+    tally = squad_tally(["Ada"] * 97 + [""] * 3, [["Ada"]] * 97 + [[]] * 3)
+    assert intervals(tally)["no_answer_f1"] == (1, 1)
 
 
 def test_intervals_are_seeded_hold_the_metric_and_narrow_with_rows():

@@ -179,7 +179,7 @@ class Tokenizer:
 
 
 def _with_marks(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return tokens' places with the marks that stand behind them and are no token's: accents, vowel signs.
+    """Return tokens' places with the marks that stand behind them and are no token's.
 
     Normalizers drop such a mark, or make one character of it and the letter before; either is then placed at the
     letter alone.
@@ -189,11 +189,16 @@ def _with_marks(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int
     starts = {start for start, end in offsets if end > start}
 
     def behind(end: int) -> int:
-        while end < len(text) and end not in starts and unicodedata.category(text[end])[0] == "M":
+        while end < len(text) and end not in starts and _is_mark(text[end]):
             end += 1
         return end
 
     return [(start, behind(end) if end > start else end) for start, end in offsets]
+
+
+def _is_mark(character: str) -> bool:
+    """Tell whether a character belongs to the one before it: an accent, a vowel sign, a later part of Hangul."""
+    return unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"
 
 
 def load_tokenizer(folder: Path | str, fingerprint: str | None = None) -> Tokenizer:

@@ -62,7 +62,8 @@ def test_offsets_rise_and_cover_every_character(text, decoder_tokenizer):
 
 @pytest.mark.parametrize("normalizer", [normalizers.NFC(), normalizers.BertNormalizer()])
 @pytest.mark.parametrize(
-    "word", ["cafe\u0301", "o\u0308de", "नमस्ते", "vie\u0323\u0302t", "\u2764\ufe0f"]
+    "word",
+    ["cafe\u0301", "o\u0308de", "नमस्ते", "vie\u0323\u0302t", "\u2764\ufe0f", "\u1112\u1161\u11ab"],
 )
 def test_a_mark_that_the_normalizer_takes_away_stays_with_its_letter(normalizer, word):
     inner = Inner(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))

@@ -215,13 +215,19 @@ def load_tokenizer(folder: Path | str, fingerprint: str | None = None) -> Tokeni
 
     try:
         inner = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UnsupportedBackbone(
-            f"Backbone folder '{Path(folder).name}' has no tokenizer that can be loaded. Save one beside the "
-            "weights with transformers' save_pretrained.",
-            param="backbone",
-        ) from error
+    except (ImportError, OSError, ValueError) as error:
+        raise _no_tokenizer(folder) from error
+    if not inner.is_fast:  # without places of tokens, and without what ours is made of
+        raise _no_tokenizer(folder)
     return Tokenizer(inner, _end_ids(inner, Path(folder)))
+
+
+def _no_tokenizer(folder: Path | str) -> UnsupportedBackbone:
+    return UnsupportedBackbone(
+        f"Backbone folder '{Path(folder).name}' has no fast tokenizer that can be loaded. Save one, a tokenizer.json, "
+        "beside the weights with transformers' save_pretrained.",
+        param="backbone",
+    )
 
 
 def _general_tokenizer(folder: Path | str) -> Tokenizer | None:

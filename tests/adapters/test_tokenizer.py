@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from adapters.errors import UnsupportedBackbone
 from adapters.text_stream import StreamText
 from adapters.tokenizer import Tokenizer, Tokens, load_tokenizer
 
@@ -188,3 +189,15 @@ def test_a_known_tokenizer_is_loaded_without_torch(decoder_folder, decoder_token
 def test_another_fingerprint_leaves_the_choice_of_class_to_transformers(encoder_folder):
     found = load_tokenizer(encoder_folder, "0" * 64)
     assert found.fingerprint() == load_tokenizer(encoder_folder).fingerprint()
+
+
+@pytest.mark.parametrize("kind", ["MarianTokenizer", "ByT5Tokenizer"])
+def test_a_folder_without_a_fast_tokenizer_is_refused_by_name(kind, decoder_folder, tmp_path):
+    """One that needs a library of its own, or that is written in Python and tells no places."""
+    folder = shutil.copytree(decoder_folder, tmp_path / "slow")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    for name in ("source.spm", "target.spm", "vocab.json"):
+        (folder / name).write_text("{}")
+    with pytest.raises(UnsupportedBackbone, match="'slow' has no fast tokenizer"):
+        load_tokenizer(folder)

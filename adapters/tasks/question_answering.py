@@ -57,6 +57,11 @@ class Answer(Strict):
     text: str = Field(min_length=1)
     answer_start: int = Field(ge=0, description="Where it begins in the context, in code points.")
 
+    def place(self) -> tuple[int, int]:
+        """Return where it stands, [start, end), without blanks around it: they may be of its neighbours' tokens."""
+        start = self.answer_start + len(self.text) - len(self.text.lstrip())
+        return start, start + len(self.text.strip())
+
 
 class AnsweringTarget(Strict):
     answers: list[Answer] = Field(description="Empty if the context holds no answer.")
@@ -163,14 +168,14 @@ class QuestionAnswering(Task[AnsweringOptions, AnsweringRequest, AnsweringTarget
             self._check_may_lack()
             return [_labelled(part, None) for part in parts]
         answer = target.answers[0]
-        begin, end = answer.answer_start, answer.answer_start + len(answer.text)
+        begin, end = answer.place()
         if end > parts[-1].offsets[-1][1]:
             raise InvalidData(
                 f"The answer '{answer.text}' at {begin} lies beyond the context's end.",
                 param="answers",
             )
         spans = [_span_of(part, begin, end, is_first=i == 0) for i, part in enumerate(parts)]
-        if not any(spans) and len(parts) == 1:
+        if begin == end or (not any(spans) and len(parts) == 1):
             raise InvalidData(
                 f"The tokenizer finds nothing to read in the answer '{answer.text[:60]}'. Leave the row out.",
                 param="answers",

@@ -56,13 +56,16 @@ def test_a_labelled_answer_reads_back_as_the_slice_around_it(
     assume(context.strip())
     start = data.draw(st.integers(0, len(context) - 1))
     stop = data.draw(st.integers(start + 1, len(context)))
+    given = context[start:stop]
+    assume(given.strip())
+    inside = (start + len(given) - len(given.lstrip()), start + len(given.rstrip()))
     for tokenizer in (decoder_tokenizer, encoder_tokenizer):
         request, encoded = encode(tokenizer, context)
-        labelled = TASK.label(tokenizer, encoded, answer_of(context[start:stop], start))
+        labelled = TASK.label(tokenizer, encoded, answer_of(given, start))
         first, last = (place - encoded.read[0] for place in labelled.labels)
         begin, end = encoded.offsets[first][0], encoded.offsets[last][1]
-        assert begin <= start < encoded.offsets[first][1]
-        assert encoded.offsets[last][0] < stop <= end
+        assert begin <= inside[0] < encoded.offsets[first][1]
+        assert encoded.offsets[last][0] < inside[1] <= end
         assert len(encoded.offsets) == encoded.read[1] - encoded.read[0]
         if last - first < TASK.options.max_answer_tokens:
             output = peaked(len(encoded.token_ids), *labelled.labels)
@@ -115,6 +118,17 @@ def test_a_context_the_tokenizer_drops_whole_is_refused():
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=inner), [0])
     with pytest.raises(InvalidRequest):
         encode(tokenizer, "\u200b")
+
+
+def test_blanks_around_an_answer_take_no_word_beside_it_in(decoder_tokenizer):
+    for text, start in (("Ada ", 0), (" wrote ", 3), ("it ", 10)):
+        request, encoded = encode(decoder_tokenizer, "Ada wrote it ")
+        row = TASK.label(decoder_tokenizer, encoded, answer_of(text, start))
+        output = peaked(len(encoded.token_ids), *row.labels)
+        found = TASK.postprocess(decoder_tokenizer, request, encoded, output)
+        assert found["answer"] == text.strip()
+    with pytest.raises(InvalidData, match="finds nothing to read in the answer ' '"):
+        TASK.label(decoder_tokenizer, encoded, answer_of(" ", 3))
 
 
 @pytest.mark.parametrize("normalizer", [normalizers.NFC(), normalizers.BertNormalizer()])
@@ -174,6 +188,7 @@ def test_windows_neither_lose_nor_shift_an_answer(
     assume(context.strip())
     start = data.draw(st.integers(0, len(context) - 1))
     answer = context[start : start + data.draw(st.integers(1, 4))]
+    assume(answer.strip())
     for tokenizer in (decoder_tokenizer, encoder_tokenizer):
         try:
             request, parts, task = windows(
@@ -200,9 +215,6 @@ def test_windows_neither_lose_nor_shift_an_answer(
             outputs = [peaked(len(row.token_ids), *[row.no_answer or 0] * 2) for row in rows]
             outputs[holder] = peaked(len(rows[holder].token_ids), *rows[holder].labels)
             found = task.postprocess_parts(tokenizer, request, parts, outputs)
-            if not found["answer"]:  # blank
-                assert not answer.strip()
-                continue
             assert context[found["start"] : found["end"]] == found["answer"]
             assert answer.strip() in found["answer"]
             assert found["start"] <= start + len(answer) - len(answer.lstrip())

@@ -14,6 +14,7 @@ from adapters.tokenizer import Tokenizer
 # Blank, so that a template which strips messages takes it away; and in no template.
 _PAD = "\u2005"
 _MARK = "\uf8ff"  # a character of private use
+_END_OF_THOUGHT = "</think>"
 
 
 class Message(Strict):
@@ -67,7 +68,7 @@ def _fill_template(
     marks = [f"{_MARK}mark-{i}." for i in range(len(messages))]
     rest = tokenizer.chat(
         [
-            {"role": message.role, "content": f"{_PAD}{mark}{_PAD}"}
+            {"role": message.role, "content": f"{_PAD}{_thought(message)}{mark}{_PAD}"}
             for message, mark in zip(messages, marks, strict=True)
         ]
     )
@@ -76,7 +77,11 @@ def _fill_template(
         before, found, rest = rest.partition(mark)
         if not found:
             raise _unusable(message)
-        content = message.content if before.endswith(_PAD) else message.content.lstrip()
+        content, thought = message.content, _thought(message)
+        if not before.endswith(thought):
+            content = content.rpartition(_END_OF_THOUGHT)[2]
+        before = before.removesuffix(thought)
+        content = content if before.endswith(_PAD) else content.lstrip()
         content = content if rest.startswith(_PAD) else content.rstrip()
         text += before.removesuffix(_PAD)
         spans.append((len(text), len(text) + len(content)))
@@ -85,6 +90,12 @@ def _fill_template(
     if _MARK in rest:
         raise _unusable(messages[-1])
     return text + rest, spans
+
+
+def _thought(message: Message) -> str:
+    """Return what has a template show whether it keeps an answer's thoughts; those of Qwen3 leave them out."""
+    has_thought = message.role == "assistant" and _END_OF_THOUGHT in message.content
+    return f"<think>{_END_OF_THOUGHT}" if has_thought else ""
 
 
 def _unusable(message: Message) -> InvalidRequest:

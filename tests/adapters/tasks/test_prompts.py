@@ -185,6 +185,29 @@ def test_a_template_may_strip_messages(decoder_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content", ["<think>\nhm\n</think>\n\nYes. ", "Yes.", "a </think> b </think>\nc", "</think>"]
+)
+def test_earlier_thoughts_stay_in_a_chat_only_if_the_template_keeps_them(
+    content, decoder_tokenizer, decoder_folder, tmp_path
+):
+    template = (  # as Qwen3's and DeepSeek R1's do
+        "{% for m in messages %}{% set c = m['content'] %}"
+        "{% if m['role'] == 'assistant' and '</think>' in c %}"
+        "{% set c = c.split('</think>')[-1].lstrip('\\n') %}{% endif %}[{{ c }}]{% endfor %}"
+    )
+    dropping = with_template(decoder_folder, tmp_path, template)
+    messages = [
+        Message(role=role, content=text)
+        for role, text in (("user", "</think> a"), ("assistant", content), ("user", "b"))
+    ]
+    for tokenizer in (dropping, decoder_tokenizer):
+        prompt = conversation_prompt(tokenizer, messages)
+        assert prompt.text == tokenizer.chat([message.model_dump() for message in messages])
+        told = [prompt.text[start:stop] for start, stop in prompt.messages]
+        assert (told[0], told[2]) == ("</think> a", "b")
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{{ messages[-1]['content'] }}",

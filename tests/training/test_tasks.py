@@ -73,24 +73,28 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def trained(task, family, spec, folder, **more):
+    """Return the result of a run on a task's rows, and the bundle it made."""
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[task]))
+    rate = SEQUENCE_RATE if family == "encoder_decoder" else RATES.get(task, 0.02)
+    fields = {
+        "options": OPTIONS.get(task, {}),
+        "backbone": spec.folder,
+        "dtype": "float32",
+        "data": {"train": str(data), "test": str(data), "max_test_rows": 8},
+        "fit": {"learning_rate": rate, "batch_tokens": 128, "epochs": 20},
+    }
+    config = RunConfig(task=task, **{**fields, **more})
+    log = EventLog(folder / "events.jsonl")
+    result = Run(config, read_inputs(config, log), folder, folder / "home", log).execute()
+    return result, load_bundle(folder / "bundle", spec)
+
+
 @pytest.mark.parametrize(("task", "family"), CASES)
 def test_a_task_trains_and_is_sealed(task, family, tmp_path, request):
     spec = request.getfixturevalue(f"{family}_spec")
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[task]))
-    rate = SEQUENCE_RATE if family == "encoder_decoder" else RATES.get(task, 0.02)
-    config = RunConfig(
-        task=task,
-        options=OPTIONS.get(task, {}),
-        backbone=spec.folder,
-        dtype="float32",
-        data={"train": str(data), "test": str(data), "max_test_rows": 8},
-        fit={"learning_rate": rate, "batch_tokens": 128, "epochs": 20},
-        evaluate_untrained=True,
-    )
-    log = EventLog(tmp_path / "events.jsonl")
-    result = Run(config, read_inputs(config, log), tmp_path, tmp_path / "home", log).execute()
-    bundle = load_bundle(tmp_path / "bundle", spec)
+    result, bundle = trained(task, family, spec, tmp_path, evaluate_untrained=True)
     assert (bundle.manifest.task, bundle.digest) == (task, result.digest)
     primary = result.primary_metric
     assert result.metrics["after"][primary] > 0.8, result.metrics

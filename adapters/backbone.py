@@ -346,6 +346,8 @@ def load_backbone(
         **({"add_pooling_layer": False} if has_pooler else {}),
     )
     model.requires_grad_(False)
+    if is_packed:
+        _expect_no_padding(model)
     if quantization:
         _quantize(model, quantization, chosen)
     if any(parameter.dtype != chosen for parameter in model.parameters()):
@@ -358,6 +360,13 @@ def load_backbone(
     if fuse:
         backbone.fuse()
     return backbone
+
+
+def _expect_no_padding(model: nn.Module) -> None:
+    """Leave out the library's look for padding, which warns of what packs don't have and can't be recorded."""
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            vars(module)["warn_if_padding_and_no_attention_mask"] = lambda *_: None
 
 
 def _quantize(model: nn.Module, quantization: Quantization, dtype: torch.dtype) -> None:

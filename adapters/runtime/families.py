@@ -10,6 +10,7 @@ from adapters.runtime.forward import PackedForward
 from adapters.runtime.graphs import DecodeGraphs
 from adapters.runtime.kernels import Kernels
 from adapters.runtime.padded import PaddedForward
+from adapters.runtime.replay import CallRecorder
 
 Forward = PackedForward | PaddedForward | EncoderDecoderForward
 
@@ -31,7 +32,18 @@ def build_forward(
         assert cache is not None
         return EncoderDecoderForward(backbone, bank, cache)
     if backbone.is_packed:
-        can_record = use_graphs and cache is not None and backbone.device.type == "cuda"
-        graphs = DecodeGraphs(backbone, bank, cache) if can_record and cache is not None else None
+        graphs = None
+        if use_graphs and cache is not None:
+            graphs = _graphs(backbone, bank, cache, kernels)
         return PackedForward(backbone, bank, cache, kernels, graphs)
     return PaddedForward(backbone, bank, cache)
+
+
+def _graphs(
+    backbone: Backbone, bank: Bank, cache: KeyValueCache, kernels: Kernels | None
+) -> DecodeGraphs | None:
+    if backbone.device.type == "cuda":
+        return DecodeGraphs(backbone, bank, cache)
+    if kernels is None:
+        return None
+    return DecodeGraphs(backbone, bank, cache, CallRecorder(kernels), kernels)

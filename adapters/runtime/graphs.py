@@ -1,7 +1,8 @@
-"""Decode passes on a GPU as recorded graphs: one launch replays what takes a thousand launches by hand.
+"""Decode passes as recordings: on a GPU one launch, on a CPU one call replays what takes a thousand by hand.
 
-A recording (CUDA graph) has fixed shapes and addresses: rows are padded to a few sizes, and what differs from pass to
-pass is copied to where the recording reads it. vLLM and SGLang decode the same way.
+A recording has fixed shapes and addresses: what differs from pass to pass is copied to where the recording reads it.
+On a GPU (CUDA graphs; vLLM and SGLang decode the same way) rows are padded to a few sizes; on a CPU, where a row costs
+time, each number of rows has a recording of its own (`replay.py`).
 
 Shape letters: B rows, padding included, N blocks of a row, L cells of a row, D hidden size, S sites, M modules.
 """
@@ -20,7 +21,9 @@ from adapters.backbone import Backbone
 from adapters.runtime.active import Part
 from adapters.runtime.bank import Bank
 from adapters.runtime.cache import CacheView, KeyValueCache
+from adapters.runtime.kernels import Kernels
 from adapters.runtime.pack import Pack
+from adapters.runtime.replay import NotRecordable
 from adapters.runtime.route import KernelRoute, Route
 from adapters.runtime.spans import BLOCK, Reads, blocks_for
 
@@ -28,13 +31,12 @@ logger = logging.getLogger(__name__)
 MOST_ROWS = 256
 _ROW_STEP = 16  # beyond it rows are padded to a multiple; below to a power of two
 _FEWEST_BLOCKS = 8
-_MOST_RECORDINGS = (
-    32  # the least recently used is forgotten; each was a pause of some passes' length
-)
+_MOST_RECORDINGS = {"cuda": 32, "cpu": 128}  # the least recently used is forgotten
 _TOKEN, _POSITION, _CELL, _LENGTH, _BLOCKS = range(5)  # columns of a recording's input
 
 Compute = Callable[[], Tensor]
 Record = Callable[[Compute], Compute]
+Key = tuple[int, int, bool]  # rows, blocks of a row, whether any has an adapter
 
 
 class DecodeGraphs:
@@ -42,16 +44,24 @@ class DecodeGraphs:
 
     Args:
         record: gives what replays a computation, into the same tensor; None records CUDA graphs.
+        kernels: on a CPU, what attention is computed by; rows are not padded then.
     """
 
     def __init__(
-        self, backbone: Backbone, bank: Bank, cache: KeyValueCache, record: Record | None = None
+        self,
+        backbone: Backbone,
+        bank: Bank,
+        cache: KeyValueCache,
+        record: Record | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         self._backbone = backbone
         self._bank = bank
         self._cache = cache
+        self._kernels = kernels
         self._record = record or GraphRecorder()
-        self._recordings: OrderedDict[tuple[int, int, bool], _Recording] = OrderedDict()
+        self._recordings: OrderedDict[Key, _Recording] = OrderedDict()
+        self._seen: set[Key] = set()
         self._route: _StaticRoute | None = None
         self._is_off = False
 
@@ -69,9 +79,12 @@ class DecodeGraphs:
         if route is not None and not isinstance(route, KernelRoute):
             return None
         num_blocks = max(blocks_for(part.active.num_done + 1) for part in parts)
-        key = (_padded_rows(len(parts)), _padded_blocks(num_blocks), route is not None)
-        static = self._copy(route, key[0])
-        inputs = _input_lines(parts, key[0], key[1], self._cache.scratch_block)
+        num_rows = _padded_rows(len(parts)) if self._kernels is None else len(parts)
+        key = (num_rows, _padded_blocks(num_blocks), route is not None)
+        if not self._pays(key):
+            return None
+        static = self._copy(route, num_rows)
+        inputs = _input_lines(parts, num_rows, key[1], self._cache.scratch_block)
         recording = self._recordings.get(key)
         if recording is None:
             recording = self._new_recording(key, inputs, static, route)
@@ -79,11 +92,15 @@ class DecodeGraphs:
             return None
         self._recordings.move_to_end(key)
         recording.inputs_BX.copy_(inputs)
-        return recording.replay()[: len(parts)]
+        try:
+            return recording.replay()[: len(parts)]
+        except NotRecordable as error:
+            self._give_up(error)
+            return None
 
     def _new_recording(
         self,
-        key: tuple[int, int, bool],
+        key: Key,
         inputs: Tensor,
         static: KernelRoute | None,
         route: Route | None,
@@ -95,34 +112,54 @@ class DecodeGraphs:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what a model does that can't be recorded is no closed list
-            logger.warning("Decode passes can't be recorded (%r); each is launched by hand.", error)
-            self._is_off = True
+            self._give_up(error)
             return None
         finally:
             self._bank.use(route)
         recording = self._recordings[key] = _Recording(inputs_BX, replay)
-        if len(self._recordings) > _MOST_RECORDINGS:
+        if len(self._recordings) > _MOST_RECORDINGS[self._backbone.device.type]:
             self._recordings.popitem(last=False)
         return recording
+
+    def _pays(self, key: Key) -> bool:
+        """Tell whether a pass should be recorded or is: on a CPU, with its many keys, what comes a second time."""
+        if self._kernels is None or key in self._seen:
+            return True
+        self._seen.add(key)
+        return False
+
+    def _give_up(self, error: Exception) -> None:
+        logger.warning("Decode passes can't be recorded (%r); each is launched by hand.", error)
+        self._is_off = True
+        self._recordings.clear()
 
     def _compute(self, inputs_BX: Tensor) -> Tensor:
         """Run one decode pass on what the input says."""
         num_rows = len(inputs_BX)
-        blocks_BN, device = inputs_BX[:, _BLOCKS:], inputs_BX.device
+        cells_B = inputs_BX[:, _CELL].contiguous()
+        pack = Pack(
+            bounds=torch.arange(num_rows + 1, device=inputs_BX.device),
+            positions_T=inputs_BX[:, _POSITION],
+            groups=(),
+            num_decoding=num_rows,
+            cache=CacheView(self._cache, None, cells_B, (self._reads(inputs_BX),)),
+            kernels=self._kernels,
+        )
+        return self._backbone.hidden_states(inputs_BX[:, _TOKEN], pack)
+
+    def _reads(self, inputs_BX: Tensor) -> Reads:
+        """Return what the rows read, all computed from the input, so that a replay computes it anew."""
+        num_rows, blocks_BN = len(inputs_BX), inputs_BX[:, _BLOCKS:]
+        if self._kernels is not None:
+            lengths_B = inputs_BX[:, _LENGTH].to(torch.int32)
+            return Reads(num_rows, blocks_BN.to(torch.int32), lengths_B)
+        device = inputs_BX.device
         cells_BL = blocks_BN[:, :, None] * BLOCK + torch.arange(BLOCK, device=device)
         cells_BL = cells_BL.flatten(1)
         mask_BL = torch.arange(cells_BL.shape[1], device=device) < inputs_BX[:, _LENGTH, None]
         # As in `cache.py`: padding reads the row's own first cell, for a masked NaN is still a NaN.
         cells_BL = torch.where(mask_BL, cells_BL, cells_BL[:, :1])
-        reads = Reads(num_rows, cells_BL=cells_BL, mask_B11L=mask_BL[:, None, None, :])
-        pack = Pack(
-            bounds=torch.arange(num_rows + 1, device=device),
-            positions_T=inputs_BX[:, _POSITION],
-            groups=(),
-            num_decoding=num_rows,
-            cache=CacheView(self._cache, None, inputs_BX[:, _CELL], (reads,)),
-        )
-        return self._backbone.hidden_states(inputs_BX[:, _TOKEN], pack)
+        return Reads(num_rows, cells_BL=cells_BL, mask_B11L=mask_BL[:, None, None, :])
 
     def _copy(self, route: KernelRoute | None, num_rows: int) -> KernelRoute | None:
         """Return a route of so many rows at fixed addresses that does what ``route`` does."""
@@ -152,7 +189,9 @@ class _StaticRoute:
     def take(self, route: KernelRoute, num_rows: int) -> KernelRoute:
         if route is not self._taken:
             self._tiles_N3.zero_()  # a tile without tokens is passed over
-            self._tiles_N3[: len(route.tiles_N3)].copy_(route.tiles_N3)
+            # Evenly: threads share the tiles out by their place.
+            places = torch.arange(len(route.tiles_N3)) * num_rows // len(route.tiles_N3)
+            self._tiles_N3[places.to(self._tiles_N3.device)] = route.tiles_N3
             self._table[: len(route.table)].copy_(route.table)
             self._taken = route
         return KernelRoute(route.kernels, self._tiles_N3[:num_rows], self._table)

@@ -26,6 +26,10 @@
 #define MAX_HEADS 32    /* query heads that one task of attention holds, those of one key-value head at least */
 #define BLOCK 16        /* cells of a cache block; cache.py has the same number */
 
+/* What replay can call; in the order of kernels.py. */
+enum kernel { LORA, ATTEND, RMS_NORM, SILU_MUL, ROTATE, KEEP, ADD, LINEAR };
+#define CALL 16         /* numbers of a recorded call: kernel, type, up to 14 arguments */
+
 typedef uint16_t bf16;
 typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
 typedef float anywhere __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
@@ -240,6 +244,13 @@ static inline __attribute__((always_inline)) vec take_weights(vec *scores, vec *
     return shrunk;
 }
 
+static inline float as_float(int64_t bits) {
+    int32_t low = (int32_t)bits;
+    float value;
+    memcpy(&value, &low, sizeof value);
+    return value;
+}
+
 #include "kernels_rows.h"
 
 #define TYPE bf16
@@ -261,3 +272,17 @@ static inline __attribute__((always_inline)) vec take_weights(vec *scores, vec *
 #include "kernels_gradient.h"
 
 #include "kernels_linear.h"
+
+/* Kernels as replay.py wrote them down, one after the other: each its number, its type (0: bf16, 1: fp32) and its arguments in
+ * order, addresses as numbers and floats as their bits. */
+void replay(const int64_t *calls, int64_t num) {
+    for (const int64_t *call = calls; call < calls + num * CALL; call += CALL) {
+        const int64_t *a = call + 2;
+        if (call[0] == LINEAR)
+            linear_bf16((const bf16 *)a[0], a[1], a[2], a[3], (const bf16 *)a[4], (const float *)a[5], (bf16 *)a[6], a[7], a[8]);
+        else if (call[1])
+            call_f32((enum kernel)call[0], a);
+        else
+            call_bf16((enum kernel)call[0], a);
+    }
+}

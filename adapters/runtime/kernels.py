@@ -12,7 +12,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,18 @@ _FLAGS = (
 )  # fmt: skip
 _COMPILE_SECONDS = 120
 NO_WINDOW = 2**40  # more tokens than any row has
-_SIGNATURES = {
+# The arguments of each kernel, as in `_function`. The first of them can be recorded: in the order of kernels.c.
+RECORDABLE = {
     "lora": "pnnpnpnpnpn", "attend": "pnnpppnppnnnnf", "rms_norm": "pnppnnf", "silu_mul": "ppnn",
-    "attend_rows": "pnnpnnpnnpnnppnnnfnn", "rotate": "pnppnnn", "keep": "pnnppnpnn",
+    "rotate": "pnppnnn", "keep": "pnnppnpnn", "add": "pppn", "linear": "pnnnpppnn",
 }  # fmt: skip
-_LINEAR = "pnnnpppnn"
+_SIGNATURES = {**RECORDABLE, "attend_rows": "pnnpnnpnnpnnppnnnfnn"}
+_ONE_TYPE = ("linear",)  # those that are there in bf16 alone
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
+
+
+Log = Callable[[str, torch.dtype, tuple[float | None, ...]], None]
+_LOG: ContextVar[Log | None] = ContextVar("log", default=None)
 
 
 class Kernels:
@@ -59,8 +67,10 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         self._typed = bind_typed(library, _SIGNATURES)
-        self._linear = _function(library, "linear_bf16", _LINEAR)
         self._has_linear = bool(library.has_linear())
+        self.replay = _function(
+            library, "replay", "pn"
+        )  # recorded calls and their number: see replay.py
 
     def add_lora(
         self,
@@ -80,7 +90,8 @@ class Kernels:
         """
         assert x_TI.stride(1) == out_TO.stride(1) == 1
         assert x_TI.dtype == out_TO.dtype
-        self._typed["lora"][x_TI.dtype](
+        self._call(
+            "lora", x_TI.dtype,
             x_TI.data_ptr(), x_TI.stride(0), x_TI.shape[1], out_TO.data_ptr(), out_TO.stride(0),
             tiles_N3.data_ptr(), tiles_N3.shape[0],
             table.data_ptr() + group * table.stride(1) * 8, table.stride(0),
@@ -105,7 +116,8 @@ class Kernels:
         assert keys_CKD.is_contiguous()
         assert values_CKD.is_contiguous()
         assert out_THD.is_contiguous()
-        self._typed["attend"][query_BHD.dtype](
+        self._call(
+            "attend", query_BHD.dtype,
             query_BHD.data_ptr(), query_BHD.stride(0), query_BHD.stride(1),
             keys_CKD.data_ptr(), values_CKD.data_ptr(),
             blocks_BN.data_ptr(), blocks_BN.shape[1], lengths_B.data_ptr(), out_THD.data_ptr(),
@@ -134,7 +146,8 @@ class Kernels:
         heads, _, size = query_HTD.shape
         assert query_HTD.stride(2) == keys_KCD.stride(2) == values_KCD.stride(2) == 1
         assert out_THD.is_contiguous()
-        self._typed["attend_rows"][query_HTD.dtype](
+        self._call(
+            "attend_rows", query_HTD.dtype,
             query_HTD.data_ptr(), query_HTD.stride(1), query_HTD.stride(0),
             keys_KCD.data_ptr(), keys_KCD.stride(1), keys_KCD.stride(0),
             values_KCD.data_ptr(), values_KCD.stride(1), values_KCD.stride(0),
@@ -148,7 +161,8 @@ class Kernels:
         assert x_TD.stride(1) == 1
         assert x.dtype == weight_D.dtype
         out = x.new_empty(x.shape)
-        self._typed["rms_norm"][x.dtype](
+        self._call(
+            "rms_norm", x.dtype,
             x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), out.data_ptr(),
             x_TD.shape[0], x_TD.shape[1], epsilon,
         )  # fmt: skip
@@ -161,7 +175,8 @@ class Kernels:
         assert cos_TD.is_contiguous()
         assert sin_TD.is_contiguous()
         assert x_THD.dtype == cos_TD.dtype == sin_TD.dtype
-        self._typed["rotate"][x_THD.dtype](
+        self._call(
+            "rotate", x_THD.dtype,
             x_THD.data_ptr(), x_THD.stride(0), cos_TD.data_ptr(), sin_TD.data_ptr(), tokens, heads, size
         )  # fmt: skip
 
@@ -173,7 +188,8 @@ class Kernels:
         assert lines_KTD.stride(2) == 1
         assert store_CKD.is_contiguous()
         assert lines_KTD.dtype == store_CKD.dtype
-        self._typed["keep"][store_CKD.dtype](
+        self._call(
+            "keep", store_CKD.dtype,
             lines_KTD.data_ptr(), lines_KTD.stride(0), lines_KTD.stride(1),
             None if tokens_N is None else tokens_N.data_ptr(), cells_N.data_ptr(), len(cells_N),
             store_CKD.data_ptr(), heads, size,
@@ -184,9 +200,17 @@ class Kernels:
         assert x.is_contiguous()
         size = x.shape[-1] // 2
         out = x.new_empty((*x.shape[:-1], size))
-        self._typed["silu_mul"][x.dtype](
-            x.data_ptr(), out.data_ptr(), x.numel() // (2 * size), size
-        )
+        self._call("silu_mul", x.dtype, x.data_ptr(), out.data_ptr(), x.numel() // (2 * size), size)
+        return out
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the sum of two tensors of one shape."""
+        assert x.is_contiguous()
+        assert y.is_contiguous()
+        assert x.shape == y.shape
+        assert x.dtype == y.dtype
+        out = x.new_empty(x.shape)
+        self._call("add", x.dtype, x.data_ptr(), y.data_ptr(), out.data_ptr(), x.numel())
         return out
 
     def fits_linear(self, weight_OI: Tensor) -> bool:
@@ -205,11 +229,27 @@ class Kernels:
         assert x_TI.stride(1) == 1
         assert x_TI.shape[1] == 2 * panels.shape[1]
         out = x.new_empty((*x.shape[:-1], num_outputs))
-        self._linear(
+        self._call(
+            "linear", torch.bfloat16,
             x_TI.data_ptr(), x_TI.stride(0), x_TI.shape[0], x_TI.shape[1], panels.data_ptr(),
             None if bias_O is None else bias_O.data_ptr(), out.data_ptr(), num_outputs, num_outputs,
         )  # fmt: skip
         return out
+
+    def _call(self, name: str, dtype: torch.dtype, *arguments: float | None) -> None:
+        if (log := _LOG.get()) is not None:
+            log(name, dtype, arguments)
+        self._typed[name][dtype](*arguments)
+
+
+@contextmanager
+def log_calls(log: Log) -> Iterator[None]:
+    """Tell ``log`` of each kernel that this thread calls: its name, its dtype and its arguments."""
+    token = _LOG.set(log)
+    try:
+        yield
+    finally:
+        _LOG.reset(token)
 
 
 def to_panels(weight_OI: Tensor) -> Tensor:
@@ -323,7 +363,11 @@ def bind_typed(
 ) -> dict[str, dict[torch.dtype, Any]]:
     """Return functions by name and dtype; a signature has a letter an argument, as in `_function`."""
     return {
-        name: {d: _function(library, f"{name}_{s}", kinds) for d, s in _SUFFIX.items()}
+        name: {
+            dtype: _function(library, f"{name}_{suffix}", kinds)
+            for dtype, suffix in _SUFFIX.items()
+            if dtype == torch.bfloat16 or name not in _ONE_TYPE
+        }
         for name, kinds in signatures.items()
     }
 

@@ -359,3 +359,34 @@ void NAME(keep)(const TYPE *lines, int64_t head, int64_t token, const int64_t *t
             memcpy(store + (cells[i] * heads + h) * size, lines + h * head + (tokens ? tokens[i] : i) * token,
                    size * sizeof(TYPE));
 }
+
+/* out = x + y. */
+void NAME(add)(const TYPE *x, const TYPE *y, TYPE *out, int64_t num) {
+#pragma omp parallel for schedule(static) if (num > 65536)
+    for (int64_t i = 0; i < num; i += LANES)
+        NAME(write)(out + i, NAME(read)(x + i, num - i) + NAME(read)(y + i, num - i), num - i);
+}
+
+/* Run a kernel with arguments that were written down: see replay in kernels.c. */
+static void NAME(call)(enum kernel kernel, const int64_t *a) {
+#define IN(i) ((const TYPE *)a[i])
+#define OUT(i) ((TYPE *)a[i])
+#define WORDS(i) ((const int32_t *)a[i])
+#define LONGS(i) ((const int64_t *)a[i])
+    switch (kernel) {
+    case LORA: NAME(lora)(IN(0), a[1], a[2], OUT(3), a[4], WORDS(5), a[6], LONGS(7), a[8], LONGS(9), a[10]); break;
+    case ATTEND:
+        NAME(attend)(IN(0), a[1], a[2], IN(3), IN(4), WORDS(5), a[6], WORDS(7), OUT(8), a[9], a[10], a[11], a[12], as_float(a[13]));
+        break;
+    case RMS_NORM: NAME(rms_norm)(IN(0), a[1], IN(2), OUT(3), a[4], a[5], as_float(a[6])); break;
+    case SILU_MUL: NAME(silu_mul)(IN(0), OUT(1), a[2], a[3]); break;
+    case ROTATE: NAME(rotate)(OUT(0), a[1], IN(2), IN(3), a[4], a[5], a[6]); break;
+    case KEEP: NAME(keep)(IN(0), a[1], a[2], LONGS(3), LONGS(4), a[5], OUT(6), a[7], a[8]); break;
+    case ADD: NAME(add)(IN(0), IN(1), OUT(2), a[3]); break;
+    case LINEAR: break; /* of one type alone */
+    }
+#undef IN
+#undef OUT
+#undef WORDS
+#undef LONGS
+}

@@ -265,6 +265,15 @@ def test_norm_and_gate_equal_the_librarys(kernels, dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1,), (3, 37), (120, 576)], ids=str)
+def test_sums_are_torchs(kernels, dtype, shape):
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(shape, generator=generator).mul(9).to(dtype) for _ in range(2))
+    y.flatten()[0] = float("inf")
+    assert torch.equal(kernels.add(x, y), x + y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_tile_without_tokens_does_nothing(kernels, dtype):
     a, b, x = (
         torch.ones(3, 8, dtype=dtype),

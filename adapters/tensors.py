@@ -27,7 +27,7 @@ class RawTensor:
 
     dtype: str
     shape: tuple[int, ...]
-    data: bytes
+    data: bytes | bytearray
 
     def is_finite(self) -> bool:
         """Tell whether no value is NaN or infinite: an exponent of all ones marks both in every IEEE format."""
@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> dict[str, RawTensor]:
                 f"Tensor '{name}' of '{path.name}' has dtype '{dtype}'; "
                 f"weights must be one of {', '.join(FLOAT_TYPES)}."
             )
-        tensors[name] = RawTensor(dtype, shape, bytes(entry["data"]))
+        tensors[name] = RawTensor(dtype, shape, entry["data"])
     return tensors
 
 

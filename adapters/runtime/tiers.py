@@ -186,7 +186,7 @@ class Tiers:
             load.set_exception(error)
 
     def _read(self, folder: Path) -> AdapterWeights:
-        bundle = load_bundle(folder, self._backbone.spec)
+        bundle = load_bundle(folder, self._backbone.spec, is_registered=True)
         self._bank.check_size(weights_bytes(bundle, self._backbone.dtype))
         spec = self._backbone.spec
         return prepare_weights(bundle, self._backbone.dtype, spec.hidden_size, self._bank.names)

@@ -70,11 +70,12 @@ def prepare_weights(
     names = [name for name in order if name in bundle.modules]
     given = {name: bundle.modules[name] for name in dict.fromkeys([*names, *bundle.modules])}
     shapes = {name: (torch.Size(m.a.shape), _transposed(m)) for name, m in given.items()}
-    modules = _views(torch.empty(_num_cells(shapes), dtype=dtype), shapes)
+    flat = torch.zeros(_num_cells(shapes), dtype=dtype)
+    modules = _views(flat, shapes)
     for name, (a_RI, b_RO) in modules.items():
         a_RI.copy_(to_torch(bundle.modules[name].a))
-        b_RO.copy_(to_torch(bundle.modules[name].b).float().T * bundle.modules[name].scale)
-    if not all(bool(x.isfinite().all()) for pair in modules.values() for x in pair):
+        torch.mul(to_torch(bundle.modules[name].b).float().T, bundle.modules[name].scale, out=b_RO)
+    if not all(bound.isfinite() for bound in flat.aminmax()):
         raise InvalidBundle(
             f"With its scale, or in '{dtype}', a weight is beyond what numbers can hold. Train the adapter again "
             "with a lower learning rate."
@@ -120,5 +121,6 @@ def _head_of(bundle: Bundle, hidden_size: int) -> Head | None:
 
 
 def to_torch(raw: RawTensor) -> Tensor:
-    """Return a raw tensor as a torch tensor of its own dtype."""
-    return torch.frombuffer(bytearray(raw.data), dtype=_DTYPES[raw.dtype]).reshape(raw.shape)
+    """Return a raw tensor as a torch tensor of its own dtype, on the same memory if that can be written to."""
+    data = raw.data if isinstance(raw.data, bytearray) else bytearray(raw.data)
+    return torch.frombuffer(data, dtype=_DTYPES[raw.dtype]).reshape(raw.shape)

@@ -116,6 +116,23 @@ def test_a_changed_file_is_found_by_its_hash(bundle):
         load_bundle(bundle)
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "head.safetensors"])
+def test_a_registered_bundles_changed_weights_are_found_by_its_digest(bundle, decoder_spec, name):
+    load_bundle(bundle, decoder_spec, is_registered=True)
+    tensors = load_file(bundle / name)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, bundle / name)
+    with pytest.raises(InvalidBundle, match="Seal the bundle again"):
+        load_bundle(bundle, decoder_spec, is_registered=True)
+
+
+def test_a_registered_bundles_changed_config_is_found_by_its_digest(bundle):
+    config = json.loads((bundle / "adapter_config.json").read_text())
+    (bundle / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 99}))
+    with pytest.raises(InvalidBundle, match="Seal the bundle again"):
+        load_bundle(bundle, is_registered=True)
+
+
 def test_a_changed_manifest_is_found_by_its_digest(bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["options"]["labels"] = ["b", "a", "c"]

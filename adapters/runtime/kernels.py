@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -277,21 +278,41 @@ def load_kernels(home: Path | None = None) -> Kernels | None:
     Args:
         home: where compiled kernels are kept.
     """
-    folder = (home or default_home()) / "kernels"
-    compiler = _compiler()
-    if not compiler:
-        logger.warning("No C compiler found; adapters run on torch alone, slower. Install gcc.")
-        return None
     try:
-        path = folder / f"{_identity(compiler)}.so"
-        if not _is_whole(path):
-            _compile(compiler, path)
-        return Kernels(ctypes.CDLL(str(path)))
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        compiler = _compiler()
+        if not compiler:
+            logger.warning("No C compiler found; adapters run on torch alone, slower. Install gcc.")
+            return None
+        return Kernels(_library(compiler, (home or default_home()) / "kernels"))
+    except (OSError, AttributeError, ValueError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or b""
         reason = f"{error} {said.decode(errors='replace')[-500:]}".strip()
         logger.warning("The CPU kernels can't be used (%s); torch runs instead, slower.", reason)
         return None
+
+
+def _library(compiler: Sequence[str], folder: Path) -> ctypes.CDLL:
+    """Return the compiled functions, from a folder if it has them; what can't be kept there is this process's alone."""
+    name = f"{_identity(compiler)}.so"
+    try:
+        return _load(compiler, folder / name)
+    except OSError as error:
+        logger.warning(
+            "Compiled kernels can't be kept in '%s' (%s); each process compiles its own.",
+            folder,
+            error,
+        )
+        with tempfile.TemporaryDirectory() as private:
+            return _load(compiler, Path(private) / name)
+
+
+def _load(compiler: Sequence[str], path: Path) -> ctypes.CDLL:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not _is_ours(path.parent):
+        raise PermissionError("another user may write to it, and what is in it would be run")
+    if not _is_whole(path):
+        _compile(compiler, path)
+    return ctypes.CDLL(str(path))
 
 
 def _compiler() -> list[str]:
@@ -303,10 +324,17 @@ def _compiler() -> list[str]:
     return [found] if found else []
 
 
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file or folder is this user's or root's, and not everybody's to write to."""
+    about = path.stat()
+    return about.st_uid in (0, os.geteuid()) and not about.st_mode & stat.S_IWOTH
+
+
 def _is_whole(path: Path) -> bool:
     """Tell whether a compiled file is as it was written: a damaged one would end the process that loads it."""
     try:
-        return _sum_of(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return _is_ours(path) and _sum_of(path).read_bytes() == digest.encode()
     except OSError:
         return False
 
@@ -324,10 +352,10 @@ def _identity(compiler: Sequence[str]) -> str:
         [*compiler, "--version"],
         check=True,
         capture_output=True,
-        text=True,
         timeout=_COMPILE_SECONDS,
     ).stdout
-    sha.update(" ".join((*_FLAGS, *compiler, version, platform.machine(), _processor())).encode())
+    sha.update(version)
+    sha.update(" ".join((*_FLAGS, *compiler, platform.machine(), _processor())).encode())
     return sha.hexdigest()[:24]
 
 
@@ -341,7 +369,6 @@ def _processor() -> str:
 
 
 def _compile(compiler: Sequence[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).parent / SOURCES[0]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
@@ -354,6 +381,7 @@ def _compile(compiler: Sequence[str], path: Path) -> None:
         digest = hashlib.sha256(made.read_bytes()).hexdigest()
         with made.open("rb") as file:
             os.fsync(file.fileno())
+        made.chmod(0o755)
         made.replace(path)  # at once, for another process may be doing the same
     _sum_of(path).write_text(digest)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from adapters.runtime.kernels import NO_WINDOW, Kernels, bind_typed
 
 _SIGNATURES = {
-    "attend_whole": "pnnpnnpnnpnnpppnnnfnnnf", "attend_whole_back": "pnnpnnpnnpnnpppppnnnfnnnf",
+    "attend_whole": "pnnpnnpnnpnnpppnnnnfnnnf", "attend_whole_back": "pnnpnnpnnpnnpppppnnnnfnnnf",
     "rms_norm_back": "ppppnnf", "silu_mul_back": "pppnn", "gelu": "pppn", "drop_out": "ppnnf",
 }  # fmt: skip
 
@@ -54,10 +54,11 @@ class GradientKernels:
         """Return ``[T, H, D]`` and the logarithms of the softmaxes' sums ``[H, T]``, fp32, for `attend_back`."""
         tokens, heads, size = query_THD.shape
         out_THD = query_THD.new_empty((tokens, heads, size))
-        sums_HT, room = torch.empty((heads, tokens)), self._room(how, size)
+        sums_HT = query_THD.new_empty((heads, tokens), dtype=torch.float32)
+        room = self._room(how, size)
         self._typed["attend_whole"][query_THD.dtype](
             *_lines(query_THD, key_TKD, value_TKD), how.bounds.data_ptr(), len(how.bounds) - 1, how.longest,
-            out_THD.data_ptr(), sums_HT.data_ptr(), room.data_ptr(),
+            out_THD.data_ptr(), sums_HT.data_ptr(), room.data_ptr(), len(room),
             heads, key_TKD.shape[1], size, *_numbers(how),
         )  # fmt: skip
         return out_THD, sums_HT
@@ -76,11 +77,12 @@ class GradientKernels:
         kv_heads = key_TKD.shape[1]
         grad_THD = grad_THD.contiguous()
         grads = query_THD.new_empty((tokens, heads + 2 * kv_heads, size))
-        parts, room = torch.empty((2, heads, tokens, size)), self._room(how, size)
+        parts = query_THD.new_empty((2, heads, tokens, size), dtype=torch.float32)
+        room = self._room(how, size)
         self._typed["attend_whole_back"][query_THD.dtype](
             *_lines(query_THD, key_TKD, value_TKD), how.bounds.data_ptr(), len(how.bounds) - 1, how.longest,
             grad_THD.data_ptr(), sums_HT.data_ptr(), grads.data_ptr(), parts.data_ptr(),
-            room.data_ptr(), heads, kv_heads, size, *_numbers(how),
+            room.data_ptr(), len(room), heads, kv_heads, size, *_numbers(how),
         )  # fmt: skip
         return grads
 
@@ -123,7 +125,9 @@ class GradientKernels:
         return out
 
     def _room(self, how: Attending, size: int) -> Tensor:
-        return torch.empty(torch.get_num_threads() * self._space(how.longest, size))
+        """Return a line for each thread; no more than those work, even where the kernels' OpenMP is not torch's."""
+        floats = self._space(how.longest, size)
+        return torch.empty((torch.get_num_threads(), floats), dtype=torch.float32, device="cpu")
 
 
 def _lines(*parts: Tensor) -> list[int]:

@@ -97,14 +97,14 @@ static void NAME(attend_one_back)(const TYPE *q, int64_t q_token, const TYPE *k,
 
 /* Attention of whole rows. q, out: [tokens, heads, size]; k, v: [tokens, kv_heads, size]; all with strides but out, sizes
  * contiguous. bounds: [rows + 1] first tokens; longest: tokens of the longest row. sums: [heads, tokens].
- * space: [threads, attend_space]. */
+ * space: [threads, attend_space]; no more threads than that work. */
 void NAME(attend_whole)(const TYPE *q, int64_t q_token, int64_t q_head, const TYPE *k, int64_t k_token, int64_t k_head,
                         const TYPE *v, int64_t v_token, int64_t v_head, const int64_t *bounds, int64_t rows,
-                        int64_t longest, TYPE *out, float *sums, float *space, int64_t heads, int64_t kv_heads,
-                        int64_t size, float scale, int64_t causal, int64_t window, int64_t seed, float p) {
+                        int64_t longest, TYPE *out, float *sums, float *space, int64_t threads, int64_t heads,
+                        int64_t kv_heads, int64_t size, float scale, int64_t causal, int64_t window, int64_t seed, float p) {
     int64_t tokens = bounds[rows], each = attend_space(longest, size);
     struct drop drop = drop_of(seed, p);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) num_threads((int)threads)
     for (int64_t task = rows * heads - 1; task >= 0; task--) { /* rows stand shortest first; the longest begin */
         int64_t first = bounds[task / heads], num = bounds[task / heads + 1] - first, h = task % heads;
         int64_t kv = h * kv_heads / heads;
@@ -119,12 +119,12 @@ void NAME(attend_whole)(const TYPE *q, int64_t q_token, int64_t q_head, const TY
 void NAME(attend_whole_back)(const TYPE *q, int64_t q_token, int64_t q_head, const TYPE *k, int64_t k_token, int64_t k_head,
                              const TYPE *v, int64_t v_token, int64_t v_head, const int64_t *bounds, int64_t rows,
                              int64_t longest, const TYPE *grad, const float *sums, TYPE *grads, float *parts, float *space,
-                             int64_t heads, int64_t kv_heads, int64_t size, float scale, int64_t causal, int64_t window,
-                             int64_t seed, float p) {
+                             int64_t threads, int64_t heads, int64_t kv_heads, int64_t size, float scale, int64_t causal,
+                             int64_t window, int64_t seed, float p) {
     int64_t tokens = bounds[rows], each = attend_space(longest, size), line = (heads + 2 * kv_heads) * size;
     int64_t shared = heads / kv_heads;
     struct drop drop = drop_of(seed, p);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) num_threads((int)threads)
     for (int64_t task = rows * heads - 1; task >= 0; task--) {
         int64_t first = bounds[task / heads], num = bounds[task / heads + 1] - first, h = task % heads;
         int64_t kv = h / shared, place = h * tokens + first;

@@ -83,6 +83,36 @@ def test_attention_is_the_same_with_any_number_of_threads(gradients):
     assert torch.equal(found[0][1], found[1][1])
 
 
+def test_no_more_threads_work_than_have_room(gradients, monkeypatch):
+    """A compiler may bring an OpenMP of its own, to which torch's number of threads means nothing."""
+    _, how = laid_out([16] * 40, 0.125, True, None)
+    query, key, value = parts(640, 6, 2, 32, torch.float32, torch.Generator().manual_seed(0))
+    room = torch.full((4, gradients._space(how.longest, 32)), 7.0)
+    monkeypatch.setattr(gradients, "_room", lambda *_: room[:1])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        out, sums = gradients.attend(query, key, value, how)
+        gradients.attend_back(query, key, value, sums, out, how)
+    finally:
+        torch.set_num_threads(before)
+    assert bool((room[1:] == 7.0).all())
+
+
+def test_sums_are_fp32_whatever_torchs_default_is(gradients):
+    _, how = laid_out([5, 20], 0.125, True, None)
+    query, key, value = parts(25, 6, 2, 32, torch.float32, torch.Generator().manual_seed(0))
+    expected, _ = gradients.attend(query, key, value, how)
+    torch.set_default_dtype(torch.float64)
+    try:
+        out, sums = gradients.attend(query, key, value, how)
+        grads = gradients.attend_back(query, key, value, sums, out, how)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(out, expected)
+    assert sums.dtype == grads.dtype == torch.float32
+
+
 @DTYPES
 @given(rows=st.integers(1, 9), size=st.sampled_from([1, 7, 48, 130]), seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)

@@ -75,6 +75,7 @@ class GradientKernels:
         """Return the gradients of query, key and value side by side: ``[T, H + 2 K, D]``."""
         tokens, heads, size = query_THD.shape
         kv_heads = key_TKD.shape[1]
+        assert grad_THD.dtype == query_THD.dtype
         grad_THD = grad_THD.contiguous()
         grads = query_THD.new_empty((tokens, heads + 2 * kv_heads, size))
         parts = query_THD.new_empty((2, heads, tokens, size), dtype=torch.float32)
@@ -88,7 +89,9 @@ class GradientKernels:
 
     def rms_norm_back(self, x: Tensor, weight_D: Tensor, grad: Tensor, epsilon: float) -> Tensor:
         """Return the gradient of the input of `Kernels.rms_norm`."""
-        x, grad = x.contiguous(), grad.contiguous()
+        assert x.dtype == weight_D.dtype == grad.dtype
+        assert x.is_cpu
+        x, grad, weight_D = x.contiguous(), grad.contiguous(), weight_D.contiguous()
         out = torch.empty_like(x)
         size = x.shape[-1]
         self._typed["rms_norm_back"][x.dtype](
@@ -100,6 +103,8 @@ class GradientKernels:
     def silu_mul_back(self, x: Tensor, grad: Tensor) -> Tensor:
         """Return the gradient of the input of `Kernels.silu_mul`, gate and up side by side."""
         assert x.is_contiguous()
+        assert x.dtype == grad.dtype
+        assert x.is_cpu
         grad, out = grad.contiguous(), torch.empty_like(x)
         size = grad.shape[-1]
         self._typed["silu_mul_back"][x.dtype](
@@ -109,6 +114,8 @@ class GradientKernels:
 
     def gelu(self, x: Tensor, grad: Tensor | None = None) -> Tensor:
         """Return ``x Phi(x)``; with ``grad``, the gradient of ``x`` instead."""
+        assert x.is_cpu
+        assert grad is None or x.dtype == grad.dtype
         x = x.contiguous()
         grad = None if grad is None else grad.contiguous()
         out = torch.empty_like(x)
@@ -119,6 +126,7 @@ class GradientKernels:
 
     def drop_out(self, x: Tensor, p: float, seed: int) -> Tensor:
         """Return ``x`` with a share ``p`` of it zero and the rest scaled up, the same for the same seed."""
+        assert x.is_cpu
         x = x.contiguous()
         out = torch.empty_like(x)
         self._typed["drop_out"][x.dtype](x.data_ptr(), out.data_ptr(), x.numel(), seed, p)
@@ -133,6 +141,8 @@ class GradientKernels:
 def _lines(*parts: Tensor) -> list[int]:
     """Return address, token stride and head stride of each tensor ``[T, heads, D]``."""
     assert all(x.stride(2) == 1 and x.dtype == parts[0].dtype for x in parts)
+    assert parts[0].is_cpu
+    assert parts[0].shape[1] % parts[1].shape[1] == 0
     return [number for x in parts for number in (x.data_ptr(), x.stride(0), x.stride(1))]
 
 

@@ -91,6 +91,7 @@ class Kernels:
         """
         assert x_TI.stride(1) == out_TO.stride(1) == 1
         assert x_TI.dtype == out_TO.dtype
+        assert x_TI.is_cpu
         self._call(
             "lora", x_TI.dtype,
             x_TI.data_ptr(), x_TI.stride(0), x_TI.shape[1], out_TO.data_ptr(), out_TO.stride(0),
@@ -117,6 +118,8 @@ class Kernels:
         assert keys_CKD.is_contiguous()
         assert values_CKD.is_contiguous()
         assert out_THD.is_contiguous()
+        assert query_BHD.dtype == keys_CKD.dtype == values_CKD.dtype == out_THD.dtype
+        assert query_BHD.is_cpu
         self._call(
             "attend", query_BHD.dtype,
             query_BHD.data_ptr(), query_BHD.stride(0), query_BHD.stride(1),
@@ -147,6 +150,8 @@ class Kernels:
         heads, _, size = query_HTD.shape
         assert query_HTD.stride(2) == keys_KCD.stride(2) == values_KCD.stride(2) == 1
         assert out_THD.is_contiguous()
+        assert query_HTD.dtype == keys_KCD.dtype == values_KCD.dtype == out_THD.dtype
+        assert query_HTD.is_cpu
         self._call(
             "attend_rows", query_HTD.dtype,
             query_HTD.data_ptr(), query_HTD.stride(1), query_HTD.stride(0),
@@ -159,13 +164,15 @@ class Kernels:
     def rms_norm(self, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
         """Return ``weight * x / rms(x)`` over the last dimension, contiguous; Zhang and Sennrich, arXiv 1910.07467."""
         x_TD = x.reshape(-1, x.shape[-1])
+        rows, size = x_TD.shape
         assert x_TD.stride(1) == 1
         assert x.dtype == weight_D.dtype
+        assert x.is_cpu
+        assert weight_D.numel() == size
         out = x.new_empty(x.shape)
         self._call(
             "rms_norm", x.dtype,
-            x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), out.data_ptr(),
-            x_TD.shape[0], x_TD.shape[1], epsilon,
+            x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), out.data_ptr(), rows, size, epsilon,
         )  # fmt: skip
         return out
 
@@ -173,8 +180,10 @@ class Kernels:
         """Rotate heads by their tokens' positions, in place; heads and sizes lie side by side."""
         tokens, heads, size = x_THD.shape
         assert x_THD.stride()[1:] == (size, 1)
+        assert x_THD.is_cpu
         assert cos_TD.is_contiguous()
         assert sin_TD.is_contiguous()
+        assert cos_TD.shape == sin_TD.shape == (tokens, size)
         assert x_THD.dtype == cos_TD.dtype == sin_TD.dtype
         self._call(
             "rotate", x_THD.dtype,
@@ -189,6 +198,9 @@ class Kernels:
         assert lines_KTD.stride(2) == 1
         assert store_CKD.is_contiguous()
         assert lines_KTD.dtype == store_CKD.dtype
+        assert lines_KTD.is_cpu
+        assert cells_N.dtype == torch.int64
+        assert tokens_N is None or tokens_N.dtype == torch.int64
         self._call(
             "keep", store_CKD.dtype,
             lines_KTD.data_ptr(), lines_KTD.stride(0), lines_KTD.stride(1),
@@ -199,6 +211,7 @@ class Kernels:
     def silu_mul(self, x: Tensor) -> Tensor:
         """Return ``silu(gate) * up``, ``[..., I]``, of gate and up side by side, ``[..., 2 I]``."""
         assert x.is_contiguous()
+        assert x.is_cpu
         size = x.shape[-1] // 2
         out = x.new_empty((*x.shape[:-1], size))
         self._call("silu_mul", x.dtype, x.data_ptr(), out.data_ptr(), x.numel() // (2 * size), size)
@@ -210,6 +223,7 @@ class Kernels:
         assert y.is_contiguous()
         assert x.shape == y.shape
         assert x.dtype == y.dtype
+        assert x.is_cpu
         out = x.new_empty(x.shape)
         self._call("add", x.dtype, x.data_ptr(), y.data_ptr(), out.data_ptr(), x.numel())
         return out
@@ -229,6 +243,9 @@ class Kernels:
         x_TI = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         assert x_TI.stride(1) == 1
         assert x_TI.shape[1] == 2 * panels.shape[1]
+        assert x.dtype == panels.dtype == torch.bfloat16
+        assert x.is_cpu
+        assert bias_O is None or bias_O.dtype == torch.float32
         out = x.new_empty((*x.shape[:-1], num_outputs))
         self._call(
             "linear", torch.bfloat16,
@@ -263,7 +280,8 @@ def to_panels(weight_OI: Tensor) -> Tensor:
 
 def fits_attention(num_heads: int, num_kv_heads: int, head_size: int) -> bool:
     """Tell whether the attention kernels take a backbone's heads."""
-    return num_heads <= MAX_HEADS * num_kv_heads and head_size <= MAX_HEAD
+    shares_evenly = num_heads % num_kv_heads == 0
+    return shares_evenly and num_heads <= MAX_HEADS * num_kv_heads and head_size <= MAX_HEAD
 
 
 def fits(dtype: torch.dtype, device: torch.device) -> bool:

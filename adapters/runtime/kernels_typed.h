@@ -278,7 +278,8 @@ void NAME(attend_rows)(const TYPE *q, int64_t q_token, int64_t q_head, const TYP
     int shared = (int)(heads / kv_heads);
     int32_t tiles[num_tiles][2];
     for (int64_t r = num - 1, t = 0; r >= 0; r--) /* the longest tiles first, so that no core waits for them at the end */
-        for (int32_t i = (rows[r * 4 + 1] - 1) / BLOCK; i >= 0; i--, t++) tiles[t][0] = (int32_t)r, tiles[t][1] = i * BLOCK;
+        for (int32_t i = (rows[r * 4 + 1] + BLOCK - 1) / BLOCK - 1; i >= 0; i--, t++)
+            tiles[t][0] = (int32_t)r, tiles[t][1] = i * BLOCK;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t task = 0; task < num_tiles * kv_heads; task++) {
         const int32_t *row = rows + tiles[task / kv_heads][0] * 4;

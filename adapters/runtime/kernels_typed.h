@@ -209,7 +209,7 @@ static inline __attribute__((always_inline)) void NAME(attend_tile)(
     int is_paired = 0;
 #endif
     vec turned[is_paired ? 1 : shared][vectors * LANES]; /* for each number of a head, that of all queries */
-    float wide[BLOCK][vectors * LANES];
+    float wide[BLOCK][vectors * LANES] __attribute__((aligned(4 * LANES))); /* written as vectors */
     for (int g = 0; g < shared; g++) {
 #ifdef PAIRS
         if (is_paired) pair_up((const bf16 *)q + g * q_head, q_token, num, BLOCK, pairs, queries[g]);

@@ -48,7 +48,8 @@ def run_packed(
         if filling:
             token_ids += token_ids[:1] * filling
             bounds = torch.cat([bounds, bounds[-1:] + filling])
-            positions_T = torch.cat([pack.positions_T, torch.arange(filling)])
+            # All the first: a backbone may have fewer positions than there is to fill.
+            positions_T = torch.cat([pack.positions_T, pack.positions_T.new_zeros(filling)])
             pack = replace(pack, positions_T=positions_T)
         longest = max(lengths[-1], filling)
         pack = replace(pack, attend=KernelAttention(kernels, bounds, longest))

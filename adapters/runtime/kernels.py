@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shlex
-import shutil
-import stat
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -23,27 +16,13 @@ import torch
 from torch import Tensor
 
 from adapters.home import default_home
-from adapters.lora import MAX_RANK
+from adapters.runtime.compiling import find_compiler, load_library
 from adapters.runtime.spans import Reads, Spans
 
 logger = logging.getLogger(__name__)
-SOURCES = (
-    "kernels.c",
-    "kernels_rows.h",
-    "kernels_typed.h",
-    "kernels_gradient.h",
-    "kernels_linear.h",
-)
 TILE = 4  # tokens that one step of the low-rank kernel takes; as in kernels.c
 PANEL = 16  # outputs that stand together in a weight of `Kernels.linear`; as in kernels_linear.h
 MAX_HEAD, MAX_HEADS = 256, 32  # as in kernels.c
-# No -ffast-math: it would set flush-to-zero for the whole process, and not-a-number must stay one.
-_FLAGS = (
-    "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
-    f"-DMAX_RANK={MAX_RANK}",
-    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
-)  # fmt: skip
-_COMPILE_SECONDS = 120
 NO_WINDOW = 2**40  # more tokens than any row has
 # The arguments of each kernel, as in `_function`. The first of them can be recorded: in the order of kernels.c.
 RECORDABLE = {
@@ -53,7 +32,6 @@ RECORDABLE = {
 _SIGNATURES = {**RECORDABLE, "attend_rows": "pnnpnnpnnpnnppnnnfnn"}
 _ONE_TYPE = ("linear",)  # those that are there in bf16 alone
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
-
 
 Log = Callable[[str, torch.dtype, tuple[float | None, ...]], None]
 _LOG: ContextVar[Log | None] = ContextVar("log", default=None)
@@ -297,111 +275,16 @@ def load_kernels(home: Path | None = None) -> Kernels | None:
         home: where compiled kernels are kept.
     """
     try:
-        compiler = _compiler()
+        compiler = find_compiler()
         if not compiler:
             logger.warning("No C compiler found; adapters run on torch alone, slower. Install gcc.")
             return None
-        return Kernels(_library(compiler, (home or default_home()) / "kernels"))
+        return Kernels(load_library(compiler, (home or default_home()) / "kernels"))
     except (OSError, AttributeError, ValueError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or b""
         reason = f"{error} {said.decode(errors='replace')[-500:]}".strip()
         logger.warning("The CPU kernels can't be used (%s); torch runs instead, slower.", reason)
         return None
-
-
-def _library(compiler: Sequence[str], folder: Path) -> ctypes.CDLL:
-    """Return the compiled functions, from a folder if it has them; what can't be kept there is this process's alone."""
-    name = f"{_identity(compiler)}.so"
-    try:
-        return _load(compiler, folder / name)
-    except OSError as error:
-        logger.warning(
-            "Compiled kernels can't be kept in '%s' (%s); each process compiles its own.",
-            folder,
-            error,
-        )
-        with tempfile.TemporaryDirectory() as private:
-            return _load(compiler, Path(private) / name)
-
-
-def _load(compiler: Sequence[str], path: Path) -> ctypes.CDLL:
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if not _is_ours(path.parent):
-        raise PermissionError("another user may write to it, and what is in it would be run")
-    if not _is_whole(path):
-        _compile(compiler, path)
-    return ctypes.CDLL(str(path))
-
-
-def _compiler() -> list[str]:
-    """Return the command that compiles C, with its own arguments; empty if there is none."""
-    given = os.environ.get("CC")
-    if given:
-        return shlex.split(given)
-    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    return [found] if found else []
-
-
-def _is_ours(path: Path) -> bool:
-    """Tell whether a file or folder is this user's or root's, and not everybody's to write to."""
-    about = path.stat()
-    return about.st_uid in (0, os.geteuid()) and not about.st_mode & stat.S_IWOTH
-
-
-def _is_whole(path: Path) -> bool:
-    """Tell whether a compiled file is as it was written: a damaged one would end the process that loads it."""
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return _is_ours(path) and _sum_of(path).read_bytes() == digest.encode()
-    except OSError:
-        return False
-
-
-def _sum_of(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _identity(compiler: Sequence[str]) -> str:
-    """Return a name for what the compiler would make here: sources, flags, compiler and processor decide it."""
-    sha = hashlib.sha256()
-    for name in SOURCES:
-        sha.update((Path(__file__).parent / name).read_bytes())
-    version = subprocess.run(
-        [*compiler, "--version"],
-        check=True,
-        capture_output=True,
-        timeout=_COMPILE_SECONDS,
-    ).stdout
-    sha.update(version)
-    sha.update(" ".join((*_FLAGS, *compiler, platform.machine(), _processor())).encode())
-    return sha.hexdigest()[:24]
-
-
-def _processor() -> str:
-    """Return what tells this processor from others whose instructions differ."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def _compile(compiler: Sequence[str], path: Path) -> None:
-    source = Path(__file__).parent / SOURCES[0]
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        subprocess.run(
-            [*compiler, *_FLAGS, str(source), "-o", str(made), "-lm"],
-            check=True,
-            capture_output=True,
-            timeout=_COMPILE_SECONDS,
-        )
-        digest = hashlib.sha256(made.read_bytes()).hexdigest()
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        made.chmod(0o755)
-        made.replace(path)  # at once, for another process may be doing the same
-    _sum_of(path).write_text(digest)
 
 
 def bind_typed(

@@ -5,7 +5,7 @@ import platform
 import pytest
 
 from adapters.backbone import load_backbone
-from adapters.runtime import kernels as kernels_module
+from adapters.runtime import compiling
 from adapters.runtime.engine import Engine
 from adapters.runtime.kernels import load_kernels
 from tests.bundles import answerer, classifier, save_bundle, summarizer
@@ -20,10 +20,10 @@ def kernels(request, tmp_path_factory):
     """The kernels as this processor runs them, and as older ones would."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "native":
-            flags = [f for f in kernels_module._FLAGS if f != "-march=native"]
+            flags = [f for f in compiling._FLAGS if f != "-march=native"]
             own = PORTABLE.get(platform.machine(), "-O3")
             narrow = [NARROW] if request.param == "narrow" else []
-            patch.setattr(kernels_module, "_FLAGS", (*flags, own, *narrow))
+            patch.setattr(compiling, "_FLAGS", (*flags, own, *narrow))
         home = tmp_path_factory.mktemp("home")
         share_finds(home)
         loaded = load_kernels.__wrapped__(home)

@@ -5,21 +5,21 @@ import shutil
 
 import pytest
 
-from adapters.runtime import kernels as kernels_module
+from adapters.runtime import compiling
 from adapters.runtime.kernels import load_kernels
 
 OTHER_USER = 54321
 
 pytestmark = pytest.mark.skipif(
-    not kernels_module._compiler(), reason="no C compiler on this machine"
+    not compiling.find_compiler(), reason="no C compiler on this machine"
 )
 
 
 @pytest.fixture
 def load(monkeypatch):
     """Kernels that are as slow as they are soon made, by their home."""
-    flags = tuple("-O0" if flag == "-O3" else flag for flag in kernels_module._FLAGS)
-    monkeypatch.setattr(kernels_module, "_FLAGS", flags)
+    flags = tuple("-O0" if flag == "-O3" else flag for flag in compiling._FLAGS)
+    monkeypatch.setattr(compiling, "_FLAGS", flags)
     return load_kernels.__wrapped__
 
 
@@ -31,7 +31,7 @@ def give_away(monkeypatch):
         if os.geteuid() == 0:
             os.chown(path, OTHER_USER, -1)
         else:
-            monkeypatch.setattr(kernels_module.os, "geteuid", lambda: OTHER_USER)
+            monkeypatch.setattr(compiling.os, "geteuid", lambda: OTHER_USER)
 
     return give
 

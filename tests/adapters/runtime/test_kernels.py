@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from adapters.runtime import kernels as kernels_module
+from adapters.runtime import compiling
 from adapters.runtime.kernels import fits, fits_attention, load_kernels, to_panels
 from adapters.runtime.linears import PanelEmbedding
 from adapters.runtime.route import KernelRoute, Site, TorchRoute
@@ -184,7 +184,7 @@ def test_not_a_number_stays_one(kernels):
 
 
 def test_without_a_compiler_there_are_no_kernels_and_the_log_says_so(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(kernels_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     assert load_kernels.__wrapped__(tmp_path) is None
     assert "No C compiler" in caplog.text
@@ -193,8 +193,8 @@ def test_without_a_compiler_there_are_no_kernels_and_the_log_says_so(tmp_path, m
 @pytest.fixture
 def soon_compiled(monkeypatch):
     """Kernels that are as slow as they are soon made."""
-    flags = tuple("-O0" if flag == "-O3" else flag for flag in kernels_module._FLAGS)
-    monkeypatch.setattr(kernels_module, "_FLAGS", flags)
+    flags = tuple("-O0" if flag == "-O3" else flag for flag in compiling._FLAGS)
+    monkeypatch.setattr(compiling, "_FLAGS", flags)
 
 
 @pytest.mark.usefixtures("soon_compiled")
@@ -226,8 +226,8 @@ def test_vectors_are_no_wider_than_the_processors(tmp_path, monkeypatch, process
     """A compiler takes wider ones apart, shuffles number by number: attention then runs at a fiftieth of the speed."""
     if load_kernels() is None:
         pytest.skip("no C compiler on this machine")
-    flags = [f for f in kernels_module._FLAGS if f != "-march=native"]
-    monkeypatch.setattr(kernels_module, "_FLAGS", (*flags, f"-march={processor}", "-Werror=psabi"))
+    flags = [f for f in compiling._FLAGS if f != "-march=native"]
+    monkeypatch.setattr(compiling, "_FLAGS", (*flags, f"-march={processor}", "-Werror=psabi"))
     load_kernels.__wrapped__(tmp_path)
     assert "psabi" not in caplog.text
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.runtime import kernels as kernels_module
+from adapters.runtime import compiling
 from adapters.runtime.gradient_kernels import Attending, GradientKernels
 from adapters.runtime.kernels import load_kernels, to_panels
 from adapters.runtime.route import KernelRoute, Site
@@ -54,8 +54,8 @@ def _library(name: str) -> str | None:
 
 
 def _run_all(home: Path, processor: str) -> None:
-    flags = [f for f in kernels_module._FLAGS if f != "-O3"]
-    kernels_module._FLAGS = (*flags, *FLAGS, *PROCESSORS[processor])
+    flags = [f for f in compiling._FLAGS if f != "-O3"]
+    compiling._FLAGS = (*flags, *FLAGS, *PROCESSORS[processor])
     kernels = load_kernels.__wrapped__(home)
     assert kernels is not None
     for dtype in (torch.float32, torch.bfloat16):

@@ -24,6 +24,11 @@
 #define TOGETHER (LANES < 8 ? LANES : 8) /* sums of attention held in registers at once */
 #define MAX_HEAD 256    /* head size */
 #define MAX_HEADS 32    /* query heads that one task of attention holds, those of one key-value head at least */
+#define SPAN 256        /* cells of a row whose weights one task of attention holds */
+#define NEAREST (12 * 1024) /* bytes that may wait in the first cache */
+#define VALUES_AHEAD 4  /* blocks of one head's values that are asked for in advance */
+#define SHARE 4         /* heads that share one read of values, beside WIDE vectors of each: their sums stay in registers */
+#define WIDE(heads) (LANES == 16 || (heads) <= 2 ? 4 : 2)
 #define BLOCK 16        /* cells of a cache block; cache.py has the same number */
 
 /* What replay can call; in the order of kernels.py. */

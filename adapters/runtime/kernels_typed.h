@@ -92,70 +92,121 @@ void NAME(lora)(const TYPE *x, int64_t x_stride, int64_t inputs, TYPE *out, int6
     }
 }
 
-/* One row's query token against its own past, for count key-value heads and the shared query heads of each:
- * softmax(q k) v, block by block (online softmax: Milakov and Gimelshein, arXiv 1805.02867). Inlined, so that a known size
- * unrolls its loops. */
+/* sums[i] += weights[i] values for a few heads that share values: many heads, wide vectors of each. Inlined, so that both are
+ * known and the sums stay in registers. weights: SPAN of each head; num: cells of the blocks; left: numbers of a head from here;
+ * after: the values that are read next. */
+static inline __attribute__((always_inline)) void NAME(add_cells)(const TYPE *values, const TYPE *after, const int32_t *blocks,
+                                                                  int num, int64_t cell, int left, const float *weights,
+                                                                  int many, int wide, vec (*sums)[MAX_HEAD / LANES]) {
+    vec parts[SHARE][WIDE(1)];
+    for (int i = 0; i < many; i++)
+        for (int v = 0; v < wide; v++) parts[i][v] = sums[i][v];
+    for (int at = 0; at < num; at += BLOCK) {
+        const TYPE *value = values + blocks[at / BLOCK] * BLOCK * cell;
+        int later = at / BLOCK + VALUES_AHEAD, left_over = later - (num + BLOCK - 1) / BLOCK;
+        const TYPE *next = left_over < 0                 ? values + blocks[later] * BLOCK * cell
+                           : left_over * BLOCK < num ? after + blocks[left_over] * BLOCK * cell
+                                                     : value;
+        int here = num - at < BLOCK ? num - at : BLOCK;
+        for (int c = 0; c < here; c++) {
+            for (int v = 0; v < wide; v += 64 / (int)sizeof(TYPE) / LANES)
+                __builtin_prefetch(next + c * cell + v * LANES);
+            for (int v = 0; v < wide; v++) {
+                vec line = NAME(read)(value + c * cell + v * LANES, left - v * LANES);
+                for (int i = 0; i < many; i++) parts[i][v] += weights[i * SPAN + at + c] * line;
+            }
+        }
+    }
+    for (int i = 0; i < many; i++)
+        for (int v = 0; v < wide; v++) sums[i][v] = parts[i][v];
+}
+
+static __attribute__((noinline)) void NAME(add_values)(const TYPE *values, const int32_t *blocks, int num, int64_t cell,
+                                                       int size, const float *weights, int shared,
+                                                       vec (*sums)[MAX_HEAD / LANES]) {
+    for (int first = 0; first < shared; first += SHARE) {
+        int many = shared - first < SHARE ? shared - first : SHARE, wide;
+        for (int v = 0; v * LANES < size; v += wide) {
+            int left = size - v * LANES;
+            const TYPE *from = values + v * LANES;
+            const float *own = weights + first * SPAN;
+            vec (*to)[MAX_HEAD / LANES] = (vec (*)[MAX_HEAD / LANES])(sums[first] + v);
+            const TYPE *after = from + WIDE(many) * LANES; /* of this head, or of the next, which stands beside it */
+            wide = left >= WIDE(many) * LANES ? WIDE(many) : 1;
+#define ADD_CELLS(heads)                                                                                              \
+    if (wide > 1) NAME(add_cells)(from, after, blocks, num, cell, WIDE(heads) * LANES, own, heads, WIDE(heads), to);         \
+    else NAME(add_cells)(from, after, blocks, num, cell, left, own, heads, 1, to)
+            if (many == 1) ADD_CELLS(1);
+            else if (many == 2) ADD_CELLS(2);
+            else if (many == 3) ADD_CELLS(3);
+            else ADD_CELLS(4);
+#undef ADD_CELLS
+        }
+    }
+}
+
+/* One row's query token against its own past, for count key-value heads and the shared query heads of each: softmax(q k) v,
+ * SPAN cells at a time (online softmax: Milakov and Gimelshein, arXiv 1805.02867). Inlined, so that a known size unrolls its
+ * loops. */
 static inline __attribute__((always_inline)) void NAME(attend_heads)(
     const TYPE *q, int64_t q_head, const TYPE *keys, const TYPE *values, const int32_t *blocks, int length, TYPE *out,
     int count, int shared, int64_t cell, int size, float scale) {
-    int vectors = (size + LANES - 1) / LANES;
-    vec sums[MAX_HEADS][MAX_HEAD / LANES], weights[MAX_HEADS][BLOCK / LANES];
+    int vectors = (size + LANES - 1) / LANES, heads = count * shared;
+    int ahead = count * size * BLOCK * (int)sizeof(TYPE) > NEAREST ? 1 : 2; /* blocks that are asked for in advance */
+    vec sums[MAX_HEADS][MAX_HEAD / LANES], weights[MAX_HEADS][SPAN / LANES], most[MAX_HEADS];
     float top[MAX_HEADS], total[MAX_HEADS];
-    for (int h = 0; h < count * shared; h++) {
+    for (int h = 0; h < heads; h++) {
         for (int v = 0; v < vectors; v++) sums[h][v] = (vec){0};
         top[h] = -INFINITY;
         total[h] = 0;
     }
-    for (int start = 0; start < length; start += BLOCK) {
-        int64_t base = (int64_t)blocks[start / BLOCK] * BLOCK * cell;
-        int num = length - start < BLOCK ? length - start : BLOCK;
-        int64_t next = start + BLOCK < length ? (int64_t)blocks[start / BLOCK + 1] * BLOCK * cell : base;
-        for (int k = 0; k < count; k++) {
-            const TYPE *key = keys + base + k * size;
-            for (int c = 0; c < num; c++) /* the processor does not see by itself which block comes next */
-                for (int d = 0; d < size; d += 64 / (int)sizeof(TYPE))
-                    __builtin_prefetch(keys + next + k * size + c * cell + d);
-            for (int g = 0; g < shared; g++) {
-                int h = k * shared + g;
-                vec scores[BLOCK / LANES], most = (vec){0} + top[h], sum = {0};
+    for (int start = 0; start < length; start += SPAN, blocks += SPAN / BLOCK) {
+        int num = length - start < SPAN ? length - start : SPAN;
+        for (int h = 0; h < heads; h++) most[h] = (vec){0} - INFINITY;
+        for (int at = 0; at < num; at += BLOCK) {
+            int64_t base = blocks[at / BLOCK] * BLOCK * cell;
+            int later = at / BLOCK + ahead, left_over = later - (num + BLOCK - 1) / BLOCK;
+            const TYPE *next = left_over < 0 ? keys + blocks[later] * BLOCK * cell
+                                             : values + blocks[left_over * BLOCK < num ? left_over : 0] * BLOCK * cell;
+            for (int k = 0; k < count; k++) {
+                const TYPE *key = keys + base + k * size;
+                for (int c = 0; c < BLOCK; c++) /* the processor does not see by itself which block comes next */
+                    for (int d = 0; d < size; d += 64 / (int)sizeof(TYPE))
+                        __builtin_prefetch(next + k * size + c * cell + d);
                 for (int s = 0; s < BLOCK / LANES; s++) {
-                    vec products[LANES];
                     const TYPE *line = key + s * LANES * cell;
-                    int here = num - s * LANES;
-                    if (here >= LANES)
-                        for (int c = 0; c < LANES; c++) products[c] = NAME(dot)(q + h * q_head, line + c * cell, size);
-                    else
-                        for (int c = 0; c < LANES; c++)
-                            products[c] = c < here ? NAME(dot)(q + h * q_head, line + c * cell, size) : (vec){0};
-                    scores[s] = sums_of(products) * scale;
-                    scores[s] = choose((lanes){COUNT} < here, scores[s], (vec){0} - INFINITY); /* weighs nothing */
-                    most = choose(scores[s] > most, scores[s], most);
-                }
-                float high = largest_of(most), shrunk = exp_lanes((vec){0} + (top[h] - high))[0];
-                for (int s = 0; s < BLOCK / LANES; s++) sum += weights[h][s] = exp_lanes(scores[s] - high);
-                total[h] = total[h] * shrunk + sum_of(sum);
-                top[h] = high;
-                for (int v = 0; v < vectors; v++) sums[h][v] *= shrunk;
-            }
-        }
-        for (int k = 0; k < count; k++) {
-            const TYPE *value = values + base + k * size;
-            for (int c = 0; c < num; c++)
-                for (int d = 0; d < size; d += 64 / (int)sizeof(TYPE))
-                    __builtin_prefetch(values + next + k * size + c * cell + d);
-            for (int v = 0; v < vectors; v++) {
-                vec lines[BLOCK];
-                for (int c = 0; c < num; c++) lines[c] = NAME(read)(value + c * cell + v * LANES, size - v * LANES);
-                for (int g = 0; g < shared; g++) {
-                    vec sum = sums[k * shared + g][v];
-                    const float *weight = (const float *)weights[k * shared + g];
-                    for (int c = 0; c < num; c++) sum += weight[c] * lines[c];
-                    sums[k * shared + g][v] = sum;
+                    int here = num - at - s * LANES;
+                    for (int g = 0; g < shared; g++) {
+                        int h = k * shared + g;
+                        vec products[LANES], scores;
+                        if (here >= LANES)
+                            for (int c = 0; c < LANES; c++) products[c] = NAME(dot)(q + h * q_head, line + c * cell, size);
+                        else
+                            for (int c = 0; c < LANES; c++)
+                                products[c] = c < here ? NAME(dot)(q + h * q_head, line + c * cell, size) : (vec){0};
+                        scores = sums_of(products) * scale;
+                        scores = choose((lanes){COUNT} < here, scores, (vec){0} - INFINITY); /* weighs nothing */
+                        most[h] = choose(scores > most[h], scores, most[h]);
+                        weights[h][at / LANES + s] = scores;
+                    }
                 }
             }
         }
+        for (int h = 0; h < heads; h++) {
+            float high = largest_of(most[h]), shrunk;
+            if (top[h] > high) high = top[h];
+            shrunk = exp_lanes((vec){0} + (top[h] - high))[0];
+            vec sum = {0};
+            for (int i = 0; i * LANES < num; i++) sum += weights[h][i] = exp_lanes(weights[h][i] - high);
+            total[h] = total[h] * shrunk + sum_of(sum);
+            top[h] = high;
+            for (int v = 0; v < vectors; v++) sums[h][v] *= shrunk;
+        }
+        for (int k = 0; k < count; k++)
+            NAME(add_values)(values + k * size, blocks, num, cell, size, (const float *)weights[k * shared], shared,
+                             sums + k * shared);
     }
-    for (int h = 0; h < count * shared; h++)
+    for (int h = 0; h < heads; h++)
         for (int v = 0; v < vectors; v++)
             NAME(write)(out + h * size + v * LANES, sums[h][v] / total[h], size - v * LANES);
 }

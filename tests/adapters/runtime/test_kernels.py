@@ -67,15 +67,18 @@ def cells(modules, names):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (4, 4, 8), (8, 1, 96)])
-def test_attention_to_the_past_equals_torchs(kernels, dtype, heads, kv_heads, size):
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(9, 3, 64), (4, 4, 8), (8, 1, 96), (12, 2, 128), (5, 5, 33)]
+)
+@pytest.mark.parametrize("long", [255, 256, 257, 530])
+def test_attention_to_the_past_equals_torchs(kernels, dtype, heads, kv_heads, size, long):
     generator = torch.Generator().manual_seed(heads)
-    lengths = torch.tensor([1, 15, 16, 17, 40, 100], dtype=torch.int32)
+    lengths = torch.tensor([1, 15, 16, 17, 40, 100, long, long], dtype=torch.int32)
     keys, values = (
-        torch.randn(64 * 16, kv_heads, size, generator=generator).to(dtype) for _ in range(2)
+        torch.randn(8 * 34 * 16, kv_heads, size, generator=generator).to(dtype) for _ in range(2)
     )
-    query = torch.randn(6, heads, size, generator=generator).to(dtype)
-    blocks = torch.randperm(64, generator=generator)[: 6 * 7].view(6, 7).to(torch.int32)
+    query = torch.randn(8, heads, size, generator=generator).to(dtype) * 3
+    blocks = torch.randperm(8 * 34, generator=generator).view(8, 34).to(torch.int32)
     actual = torch.empty_like(query)
     kernels.attend(query, keys, values, Reads(len(lengths), blocks, lengths), size**-0.5, actual)
     for row, length in enumerate(lengths.tolist()):

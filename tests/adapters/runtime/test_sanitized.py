@@ -73,11 +73,12 @@ def _run_all(home: Path, processor: str) -> None:
 
 
 def _decode(kernels, dtype, heads, kv_heads, size):
-    blocks = torch.tensor([[i, 5 + i, 10 + i] for i in range(5)], dtype=torch.int32)
-    cells = torch.ones(15 * 16, kv_heads, size, dtype=dtype)
-    query = torch.ones(5, heads, size, dtype=dtype)
-    lengths = torch.tensor(LENGTHS, dtype=torch.int32)
-    kernels.attend(query, cells, cells, Reads(5, blocks, lengths), 0.1, torch.empty_like(query))
+    lengths = torch.tensor([*LENGTHS, 300], dtype=torch.int32)
+    rows, width = len(lengths), 19
+    blocks = torch.arange(rows * width, dtype=torch.int32).view(width, rows).T.contiguous()
+    cells = torch.ones(rows * width * 16, kv_heads, size, dtype=dtype)
+    query = torch.ones(rows, heads, size, dtype=dtype)
+    kernels.attend(query, cells, cells, Reads(rows, blocks, lengths), 0.1, torch.empty_like(query))
 
 
 def _attend_rows(kernels, dtype, heads, kv_heads, size):

@@ -52,20 +52,6 @@ def test_what_is_fetched_is_what_was_pushed(registry, bundles):
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_another_bundle_in_its_place_is_refused(registry, bundles):
-    """Each bundle is in order by itself; that it is the wrong one, only its digest tells."""
-    mine, other = (registry.create_version("a", bundles / name) for name in "01")
-    blobs = registry._blobs
-    place, there = (blobs._folder(version.digest) for version in (mine, other))
-    for path in blobs._fs.ls(there, detail=False):
-        blobs._fs.cp_file(path, f"{place}/{Path(path).name}")
-    with pytest.raises(
-        InvalidBundle, match=f"bundle '{mine.digest[:12]}…' it has '{other.digest[:12]}…'"
-    ):
-        blobs.fetch(mine.digest)
-    assert blobs.fetch(other.digest).is_dir()
-
-
 @pytest.mark.parametrize(
     ("reference", "message"),
     [

@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from adapters.errors import Conflict, NotFound
@@ -18,12 +18,11 @@ from adapters.registry.database import Database
 from adapters.registry.tables import now
 from service.jobs.admission import check_quota, dumped, jobs_of, made_by
 from service.jobs.orders import JobOrder, JobPlan
-from service.jobs.records import Job, JobEvent, event_of, job_of
+from service.jobs.records import Job, JobEvent, event_of, job_of, tell
 from service.jobs.states import ENDED, Status, check_move
 from service.jobs.tables import JobEventTable, JobTable
 
 _MOST_FAILURES = 3  # attempts whose worker or run died, before a job is given up
-_MOST_MESSAGE = 4000
 _FORGOTTEN_AT_ONCE = 100  # jobs: who writes meanwhile waits for as many
 _READ_AT_ONCE = 200  # jobs: of which few may be looked for
 
@@ -41,6 +40,7 @@ class JobQueue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._unread: set[int] = set()  # numbers of waiting jobs that this version can't read
 
     def submit(
         self,
@@ -84,9 +84,9 @@ class JobQueue:
             )
             session.add(row)
             session.flush()
-            _tell(session, row, f"Created: it waits for a worker with launcher '{plan.launcher}'")
+            tell(session, row, f"Created: it waits for a worker with launcher '{plan.launcher}'")
             for warning in plan.warnings:
-                _tell(session, row, warning, "warn")
+                tell(session, row, warning, "warn")
             session.flush()
             return job_of(row)
 
@@ -152,7 +152,7 @@ class JobQueue:
         with self._changed(job, namespace) as (session, row):
             if row.status == Status.RUNNING:
                 row.wish = "cancel"
-                _tell(session, row, "It is to be cancelled")
+                tell(session, row, "It is to be cancelled")
             else:
                 _end(session, row, Status.CANCELLED, "Cancelled")
             return job_of(row)
@@ -168,10 +168,10 @@ class JobQueue:
                 check_move(row.id, row.status, Status.QUEUED)
             if row.status == Status.RUNNING:
                 row.wish = row.wish or "pause"
-                _tell(session, row, "It is to be paused")
+                tell(session, row, "It is to be paused")
             elif not row.is_paused:
                 row.is_paused = True
-                _tell(session, row, "Paused")
+                tell(session, row, "Paused")
             return job_of(row)
 
     def resume(self, job: str, namespace: str = DEFAULT_NAMESPACE) -> Job:
@@ -187,11 +187,13 @@ class JobQueue:
                 row.wish = ""
             if row.is_paused:
                 row.is_paused = False
-                _tell(session, row, "Resumed: it waits for a worker")
+                tell(session, row, "Resumed: it waits for a worker")
             return job_of(row)
 
     def claim(self, worker: str, launchers: Collection[str] | None = None) -> Job | None:
         """Give a worker the job that is next: of those with the highest priority, the oldest; None if none waits.
+
+        One that this version can't read is left to workers that can.
 
         Args:
             launchers: that the worker has; jobs for others are left to others. All if None.
@@ -206,14 +208,14 @@ class JobQueue:
         if launchers is not None:
             waiting = waiting.where(JobTable.plan["launcher"].as_string().in_(launchers))
         with self._database.write() as session:
-            row = session.scalar(waiting)
+            row = self._readable(session, waiting, worker)
             if row is None:
                 return None
             check_move(row.id, row.status, Status.RUNNING)
             row.status, row.worker, row.wish = Status.RUNNING, worker, ""
             row.attempt += 1
             row.started_at = row.started_at or now()
-            _tell(session, row, f"Attempt {row.attempt} begins", worker=worker)
+            tell(session, row, f"Attempt {row.attempt} begins", worker=worker)
             return job_of(row)
 
     def take_over(self, job: str, attempt: int, beats: int, worker: str) -> Job | None:
@@ -224,7 +226,7 @@ class JobQueue:
                 return None
             row.attempt += 1
             row.worker = worker
-            _tell(
+            tell(
                 session,
                 row,
                 "Its worker is gone; another one takes over",
@@ -268,9 +270,7 @@ class JobQueue:
             row.progress = progress or row.progress
             row.handle = handle or row.handle
             for event in events:
-                _tell(
-                    session, row, event["message"], event["level"], event["kind"], **event["data"]
-                )
+                tell(session, row, event["message"], event["level"], event["kind"], **event["data"])
             return job_of(row)
 
     def succeed(self, job: str, attempt: int, result: dict[str, Any], model: str, told: str) -> Job:
@@ -327,6 +327,23 @@ class JobQueue:
             session.execute(delete(JobTable).where(JobTable.id.in_(ids)))
             return ids
 
+    def _readable(
+        self, session: Session, waiting: Select[JobTable], worker: str
+    ) -> JobTable | None:
+        """Return the first of the jobs that can be read; those before it are told so, once a process."""
+        while True:
+            if self._unread:
+                waiting = waiting.where(JobTable.number.not_in(self._unread))
+            row = session.scalar(waiting)
+            if row is None or (unread := job_of(row).unread) is None:
+                return row
+            self._unread.add(row.number)
+            told = (
+                f"Worker '{worker}' can't read this order, which another version of Headstock has stored ({unread}). "
+                "It waits for one that can; else cancel it, and order it anew"
+            )
+            tell(session, row, told, "warn")
+
     @contextmanager
     def _changed(self, job: str, namespace: str | None) -> Iterator[tuple[Session, JobTable]]:
         with self._database.write() as session:
@@ -360,7 +377,7 @@ def _end(session: Session, row: JobTable, status: Status, told: str, **more: Any
     check_move(row.id, row.status, status)
     row.status, row.finished_at, row.is_paused, row.wish = status, now(), False, ""
     row.handle = None
-    _tell(session, row, told, **more)
+    tell(session, row, told, **more)
 
 
 def _back(session: Session, row: JobTable, told: str, level: str = "info") -> None:
@@ -368,25 +385,4 @@ def _back(session: Session, row: JobTable, told: str, level: str = "info") -> No
     # What was wished last counts: a pause that was taken back meanwhile is none.
     row.is_paused = row.wish == "pause"
     row.status, row.wish, row.handle = Status.QUEUED, "", None
-    _tell(session, row, told + "; paused" if row.is_paused else told, level)
-
-
-def _tell(
-    session: Session,
-    row: JobTable,
-    message: str,
-    level: str = "info",
-    kind: str = "message",
-    **data: Any,
-) -> None:
-    session.add(
-        JobEventTable(
-            job=row.id,
-            level=level,
-            kind=kind,
-            # A run may quote what it read; PostgreSQL has no text with a NUL.
-            message=message[:_MOST_MESSAGE].replace("\0", "\N{REPLACEMENT CHARACTER}"),
-            data=data,
-            created_at=now(),
-        )
-    )
+    tell(session, row, told + "; paused" if row.is_paused else told, level)

@@ -100,9 +100,9 @@ class Worker:
 
     def _abandoned(self) -> Job | None:
         """Take over a running job whose worker has not counted for a lease; of this machine's dead ones at once."""
-        # Those for launchers that are not set up here are left to workers that have them, as in a claim.
-        ours = self._place.launchers
-        running = [j for j in self._place.queue.running() if j.plan.launcher in ours]
+        # As in a claim, others are left to workers that have their launchers, and can read them.
+        ours, running = self._place.launchers, self._place.queue.running()
+        running = [j for j in running if j.plan.launcher in ours and j.unread is None]
         self._seen = {j.id: self._seen[j.id] for j in running if j.id in self._seen}
         for job in running:
             count, now = (job.attempt, job.beats), time.monotonic()

@@ -67,6 +67,7 @@ class JobAnswer(TypedDict):
     metadata: dict[str, str]
     error: dict[str, Any] | None
     paused: bool
+    unread: str | None  # what of the order this server can't read; all else stands as it is
     task: dict[str, Any]
     adapter: str
     resources: dict[str, Any]
@@ -162,6 +163,7 @@ def job_answer(job: Job) -> JobAnswer:
         "metadata": order.metadata or {},
         "error": job.error,
         "paused": job.is_paused,
+        "unread": job.unread,
         "task": {"type": job.plan.task, "rows": job.plan.rows},
         "adapter": job.plan.adapter,
         "resources": {**order.resources.model_dump(), "launcher": job.plan.launcher},

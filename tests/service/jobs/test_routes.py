@@ -8,6 +8,7 @@ from service.errors import add_error_handlers
 from service.jobs.files import Files
 from service.jobs.intake import Intake
 from service.jobs.objects import ObjectStore
+from service.jobs.tables import JobTable
 from service.launchers.process import ProcessLauncher
 from service.limits import Gatekeeper, Traffic
 from service.routes.adapters import adapters_router
@@ -101,3 +102,15 @@ def test_an_order_with_a_nul_is_refused_by_its_field(client, field, value):
     error = answer.json()["error"]
     assert "U+0000" in error["message"]
     assert error["param"].startswith(field)
+
+
+def test_a_job_that_another_version_has_stored_stands_in_the_list(client, order, database):
+    job = client.post("/v1/fine_tuning/jobs", json=order).json()
+    assert job["unread"] is None
+    with database.write() as session:
+        row = session.query(JobTable).one()
+        row.order = {**row.order, "nodes": 4}
+    (listed,) = client.get("/v1/fine_tuning/jobs").json()["data"]
+    assert listed.pop("unread") == "unknown field 'nodes'. Leave it out, or check its spelling."
+    assert listed == {name: value for name, value in job.items() if name != "unread"}
+    assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").status_code == 200

@@ -1,4 +1,4 @@
-"""Which machine this is, for what several machines write into one database about their processes."""
+"""Which machine this is, for what several machines write into one database about their processes, and what it has."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def machine_name() -> str:
 def is_gone(machine: str, pid: str) -> bool:
     """Tell whether a process was one of this machine and is not there any more; of other machines nothing is known."""
     return machine == machine_name() and pid.isdecimal() and not Path(f"/proc/{pid}").exists()
+
+
+def has_gpu() -> bool:
+    """Tell whether this machine has a GPU of NVIDIA's and its driver; nothing of torch is needed for that."""
+    return Path("/dev/nvidiactl").exists()
 
 
 def _read(path: Path) -> str:

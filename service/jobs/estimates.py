@@ -13,6 +13,7 @@ from service.jobs.files import Files
 from service.jobs.objects import ObjectStore
 from service.jobs.orders import JobOrder, JobPlan
 from service.jobs.run_folders import config_of, estimate_key, fetch_parent
+from service.machine import has_gpu
 from service.runs import execute_run
 from training.contract import ESTIMATE_NAME, Estimate
 
@@ -48,8 +49,16 @@ class Estimates:
         The same order, sent as a job later, has in its record how far off this was. A cancelled call ends its run.
 
         Raises:
+            InvalidRequest: the order is for a GPU, and there is none here.
             Unavailable: the server stops.
         """
+        if order.resources.gpus and not has_gpu():
+            raise InvalidRequest(
+                f"resources.gpus is '{order.resources.gpus}', and this server, which measures by itself, has no GPU. "
+                "Ordered as a job it may find one where its run starts. To learn its steps and tokens, and what it "
+                "takes on a CPU, send it without resources.gpus.",
+                param="resources.gpus",
+            )
         is_left = threading.Event()
         async with self._turn:
             try:

@@ -17,7 +17,7 @@ from adapters.errors import InvalidRequest, Unavailable
 from adapters.storage import telling_store
 from service.jobs.orders import Resources
 from service.launchers.base import GONE, RunOrder
-from service.machine import machine_name
+from service.machine import has_gpu, machine_name
 from service.runs import quiet_environment
 
 _NICENESS = 15
@@ -47,7 +47,7 @@ class ProcessLauncher:
     """Starts runs in sessions of their own: a signal to the worker's group does not reach them."""
 
     def check(self, order: Resources) -> None:
-        if order.gpus and not Path("/dev/nvidiactl").exists():
+        if order.gpus and not has_gpu():
             raise InvalidRequest(
                 f"resources.gpus is '{order.gpus}', and this machine has none. Leave it at 0.",
                 param="resources.gpus",

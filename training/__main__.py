@@ -159,10 +159,10 @@ def _pause(*_: object) -> None:
 
 
 def _run(config: RunConfig, out: Path, home: Path, log: EventLog) -> RunResult | None:
-    with log.stage("data", "Reading the data"):
-        inputs = read_inputs(config, log)
     _silence_libraries()
     bound_caches()
+    with log.stage("data", "Reading the data"):
+        inputs = read_inputs(config, log)
     try:
         with many_imports():
             from training.run import Run  # torch, transformers and peft load only now

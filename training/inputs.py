@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
+from adapters.device import DeviceName
 from adapters.errors import InvalidRequest
+from adapters.imports import many_imports
 from adapters.tasks.catalog import AnyTask, get_task, task_class
 from training.augmentation import augmented
 from training.class_weights import balanced
-from training.contract import DataSettings, EventKind, RunConfig
+from training.contract import AugmentationSettings, EventKind, RunConfig
 from training.data import Example, fingerprint, load_examples
 from training.events import EventLog
 from training.findings import Report
@@ -58,7 +61,7 @@ def read_inputs(config: RunConfig, log: EventLog) -> Inputs:
     task = _task(config, cls, splits.train)
     return Inputs(
         task,
-        _prepared(splits.train, config.data, log),
+        _prepared(splits.train, config, log),
         splits.validation,
         splits.test,
         checked.report,
@@ -76,13 +79,27 @@ def _test_only(config: RunConfig) -> Inputs:
     return Inputs(None, [], [], rows, Report(task=config.task), Splits([], [], rows))
 
 
-def _prepared(train: list[Example], data: DataSettings, log: EventLog) -> list[Example]:
+def _prepared(train: list[Example], config: RunConfig, log: EventLog) -> list[Example]:
     """Return the training rows with their copies and weights."""
+    data = config.data
     if data.augmentation:
-        copies = augmented(train, data.augmentation)
+        copies = _copies(train, data.augmentation, config.device)
         log.emit(EventKind.STAGE, f"Added {len(copies)} changed copies", stage="augmentation")
         train = train + copies
     return balanced(train) if data.class_weights == "balanced" else train
+
+
+def _copies(
+    train: list[Example], settings: AugmentationSettings, device: DeviceName
+) -> list[Example]:
+    """Return changed copies, the same in all processes of a fit: a server need not translate twice alike."""
+    if settings.back_translation is None or os.environ.get("WORLD_SIZE", "1") == "1":
+        return augmented(train, settings)
+    with many_imports():
+        import torch
+
+        from training.world import World
+    return World(torch.device(device)).once(lambda: augmented(train, settings))
 
 
 def _task(config: RunConfig, cls: type[AnyTask], train: list[Example]) -> AnyTask | None:

@@ -150,9 +150,8 @@ class Run:
         rows = setup.rows()
         setup.check_answerable()
         metrics: Metrics = {}
-        if test and self.config.evaluate_untrained and world.rank == 0:
-            untrained = setup.untrained(self.out / UNTRAINED_NAME)
-            metrics |= self._test("before", setup.task, setup.backbone, setup.tokenizer, untrained)
+        if test and self.config.evaluate_untrained:
+            metrics |= world.once(lambda: self._test_untrained(setup))
         trainee = setup.trainee()
         fitted = self._fit(trainee, rows, setup, world)
         if world.rank:
@@ -195,6 +194,10 @@ class Run:
             peak_bytes=peak_bytes(setup.backbone.device),
             estimate=find_estimate(self.out, self.config),
         )
+
+    def _test_untrained(self, setup: Setup) -> Metrics:
+        untrained = setup.untrained(self.out / UNTRAINED_NAME)
+        return self._test("before", setup.task, setup.backbone, setup.tokenizer, untrained)
 
     def _perplexity(self, setup: Setup, trainee: Trainee) -> Tally:
         """Read the right answers to the test rows: loss and perplexity."""

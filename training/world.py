@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, distributed
 
-from adapters.errors import PeerLost
+from adapters.errors import HeadstockError, PeerLost
 from adapters.tasks.base import Labelled
+
+# For the first process to be done with what it does alone, a test of many rows say. What ends is noticed at once.
+_ALONE = timedelta(days=7)
+Result = TypeVar("Result")
 
 
 class World:
@@ -22,6 +28,11 @@ class World:
     def __init__(self, device: torch.device) -> None:
         try:
             self._accelerator = Accelerator(cpu=device.type == "cpu")
+            # Of its own, for a group has one time limit, and by a fit's a process that hangs is noticed.
+            several = self.size > 1
+            self._patient = (
+                distributed.new_group(backend="gloo", timeout=_ALONE) if several else None
+            )
         except RuntimeError as error:
             if os.environ.get("WORLD_SIZE", "1") == "1":
                 raise
@@ -54,9 +65,7 @@ class World:
         try:
             total = self._accelerator.reduce(flat, "sum")
         except RuntimeError as error:  # what gloo and NCCL raise
-            raise PeerLost(
-                f"Another process of this fit is gone ({error}). The same command goes on from the last checkpoint."
-            ) from error
+            raise _lost(error) from error
         assert isinstance(total, Tensor)
         parts = total.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
@@ -68,6 +77,33 @@ class World:
         self.add_up([number])
         return bool(number)
 
-    def wait(self) -> None:
-        """Return once all processes are here."""
-        self._accelerator.wait_for_everyone()
+    def once(self, act: Callable[[], Result]) -> Result:
+        """Return what ``act`` gives, or raise what it does, in all processes; the first one does it, the others wait.
+
+        Raises:
+            PeerLost: one of them is not there any more.
+        """
+        if self.size == 1:
+            return act()
+        outcome = [_outcome(act) if self.rank == 0 else None]
+        try:
+            distributed.broadcast_object_list(outcome, src=0, group=self._patient)
+        except RuntimeError as error:
+            raise _lost(error) from error
+        found: Any = outcome[0]
+        if isinstance(found, HeadstockError):
+            raise found
+        return found
+
+
+def _outcome(act: Callable[[], object]) -> object:
+    try:
+        return act()
+    except HeadstockError as error:
+        return error
+
+
+def _lost(error: RuntimeError) -> PeerLost:
+    return PeerLost(
+        f"Another process of this fit is gone ({error}). The same command goes on from the last checkpoint."
+    )

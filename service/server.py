@@ -179,7 +179,9 @@ def build_server(settings: Settings) -> Server:
     traffic = Traffic()
     api = EngineApi(settings, backbone, calls)
     estimates = Estimates(registry, state.files, state.objects, settings.home, settings.run_threads)
-    server = Server(api, calls, traffic, JobWorkers(settings), estimates)
+    launchers = set_up_launchers(settings)
+    workers = JobWorkers(settings, lambda: state.queue.has_work(launchers))
+    server = Server(api, calls, traffic, workers, estimates)
     tokenizer = load_tokenizer(folder, backbone.tokenizer)
     predictor = Predictor(registry, tokenizer, backbone, settings.max_row_tokens)
     server.app.title = "Headstock"
@@ -192,13 +194,14 @@ def build_server(settings: Settings) -> Server:
     server.app.include_router(aliases_router(registry))
     server.app.include_router(lora_router(registry, settings))
     server.app.include_router(residency_router(registry, calls, backbone))
-    server.app.include_router(files_router(state.files, settings))
+    server.app.include_router(files_router(state.files, settings, workers.call))
     if settings.webhook_url and settings.webhook_secret:
         Webhooks(state.database, settings.webhook_url, settings.webhook_secret).start()
-    launchers = set_up_launchers(settings)
     intake = Intake(registry, state.files, launchers, settings.job_launcher)
     server.app.include_router(
-        jobs_router(state.queue, intake, estimates, settings, lambda: traffic.is_draining)
+        jobs_router(
+            state.queue, intake, estimates, settings, lambda: traffic.is_draining, workers.call
+        )
     )
     server.app.include_router(reports_router(state.queue, state.objects))
     server.app.include_router(metrics_router(calls, state.queue, traffic))

@@ -113,7 +113,9 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(
         512 * 2**20, ge=1024, description="Largest file of examples that may be sent."
     )
-    job_workers: int = Field(1, ge=0, le=64, description="Workers that the server starts for jobs.")
+    job_workers: int = Field(
+        1, ge=0, le=64, description="Workers that the server starts while there are jobs."
+    )
     job_launcher: LauncherName = Field(
         "process",
         description="Where runs are started, for jobs that do not say; the server that takes them decides.",

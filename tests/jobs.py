@@ -78,4 +78,4 @@ def trainer_of(job):
 
 
 def worker_of(process):
-    return next((c for c in children_of(process) if c.cmdline()[-1:] == ["worker"]), None)
+    return next((c for c in children_of(process) if c.cmdline()[3:4] == ["worker"]), None)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from adapters.imports import many_imports
 from service.commands.options import Home, load, warn_of_misspelt
 
 
-def worker(home: Home = None) -> None:
+def worker(
+    home: Home = None,
+    idle_seconds: Annotated[
+        float | None, typer.Option(min=0, help="End after so long without any job to run.")
+    ] = None,
+) -> None:
     """Run jobs one at a time, until SIGTERM: the run that goes on then saves a checkpoint, and its job waits again."""
     import logging
 
@@ -36,6 +45,6 @@ def worker(home: Home = None) -> None:
         timeout_seconds=settings.job_timeout_seconds,
         retention=Retention(settings.job_days, settings.file_days),
     )
-    made = Worker(place)
+    made = Worker(place, idle_seconds=idle_seconds)
     stop_on_signals(made.stop)
     made.run()

@@ -242,6 +242,16 @@ class JobQueue:
             found = dict(session.execute(query).tuples().all())
         return {status.value: found.get(status, 0) for status in Status}
 
+    def has_work(self, launchers: Collection[str]) -> bool:
+        """Tell whether a job for one of these launchers waits or is run, of all namespaces."""
+        query = select(JobTable.id).where(
+            JobTable.status.in_((Status.QUEUED, Status.RUNNING)),
+            JobTable.is_paused.is_(False),
+            JobTable.plan["launcher"].as_string().in_(launchers),
+        )
+        with self._database.read() as session:
+            return session.scalar(query.limit(1)) is not None
+
     def running(self) -> list[Job]:
         """Return all jobs that are being run, of all namespaces."""
         with self._database.read() as session:

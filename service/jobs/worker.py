@@ -50,7 +50,11 @@ class Workplace:
 
 
 class Worker:
-    """Runs one job at a time until it is told to stop."""
+    """Runs one job at a time until it is told to stop.
+
+    Args:
+        idle_seconds: after so long without a job that waits or is run it stops by itself; None for never.
+    """
 
     def __init__(
         self,
@@ -58,11 +62,14 @@ class Worker:
         *,
         poll_seconds: float = POLL_SECONDS,
         lease_seconds: float = LEASE_SECONDS,
+        idle_seconds: float | None = None,
     ) -> None:
         self.name = f"{machine_name()}-{os.getpid()}"
         self._place = place
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
+        self._idle_seconds = idle_seconds
+        self._busy_at = time.monotonic()
         self._stopping = threading.Event()
         self._collected_at: float | None = None
         # When a running job's count was last seen to change, by this process's own clock: clocks on walls jump.
@@ -77,6 +84,8 @@ class Worker:
             try:
                 self._collect()
                 job = self._next()
+                if job is None and self._is_needless():
+                    return
             except Unavailable as error:
                 logger.warning("%s", error.message)
                 job = None
@@ -84,9 +93,19 @@ class Worker:
                 self._stopping.wait(self._poll_seconds)
             else:
                 self._work(job)
+                self._busy_at = time.monotonic()
 
     def _next(self) -> Job | None:
         return self._abandoned() or self._place.queue.claim(self.name, self._place.launchers)
+
+    def _is_needless(self) -> bool:
+        """Tell whether there was no work for so long that the worker is to stop; what others run may become its own."""
+        if self._idle_seconds is None:
+            return False
+        now = time.monotonic()
+        if self._place.queue.has_work(self._place.launchers):
+            self._busy_at = now
+        return now - self._busy_at > self._idle_seconds
 
     def _collect(self) -> None:
         """Remove what is too old, now and then; what can't be removed keeps no job waiting."""

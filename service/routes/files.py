@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,12 @@ _PURPOSE = "fine-tune"
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 
 
-def files_router(files: Files, settings: Settings) -> APIRouter:
+def files_router(files: Files, settings: Settings, call_workers: Callable[[], None]) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        call_workers: has workers there, if this server is to start them.
+    """
     router = APIRouter(prefix="/v1/files", tags=["files"])
 
     @router.post("", openapi_extra=upload({"purpose": f"'{_PURPOSE}'"}, "purpose"))
@@ -51,6 +57,7 @@ def files_router(files: Files, settings: Settings) -> APIRouter:
                 )
             name = plain_name(fields.get("filename", ""))
             path = received.rename(Path(scratch) / name)
+            call_workers()  # an order mostly follows
             report = await check_upload(path)
             stored = await in_slow_thread(files.create, path, name, purpose, report, who.namespace)
         return file_answer(stored)

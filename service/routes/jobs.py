@@ -47,7 +47,13 @@ def jobs_router(
     estimates: Estimates,
     settings: Settings,
     is_draining: Callable[[], bool],
+    call_workers: Callable[[], None],
 ) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        call_workers: has workers there, if this server is to start them.
+    """
     router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
     @router.post("")
@@ -60,6 +66,7 @@ def jobs_router(
             known = await asyncio.to_thread(queue.made_by, order, idempotency_key, who.namespace)
             if known is not None:
                 return job_answer(known)
+        call_workers()
         job = new_job_id()
         plan = await intake.plan(order, job, who)
         made = await asyncio.to_thread(
@@ -118,6 +125,7 @@ def jobs_router(
 
     @router.post("/{job}/resume")
     async def resume_job(job: str, who: Who) -> JobAnswer:
+        call_workers()
         return job_answer(await asyncio.to_thread(queue.resume, job, who.namespace))
 
     @router.get("/{job}/checkpoints")

@@ -14,7 +14,7 @@ import pytest
 
 from service.server import check_port
 from tests.bundles import classifier, save_bundle
-from tests.jobs import ORDER, write_films
+from tests.jobs import ORDER, worker_of, write_films
 from tests.servers import (
     Callers,
     children_of,
@@ -171,13 +171,16 @@ def test_an_estimate_ends_when_nobody_waits_for_it(estimating):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads a process's maps from /proc")
-def test_only_the_engines_process_holds_torch(tmp_path, decoder_folder, bundles):
+def test_only_the_engines_process_holds_torch_and_no_worker_waits_for_jobs(
+    tmp_path, decoder_folder, bundles
+):
     with running_server(tmp_path / "home", str(decoder_folder)) as (client, process):
         client.create_version("summary", bundles / "summary")
         assert client.predict("summary", ["The sun."])
         maps = [Path(f"/proc/{p.pid}/maps").read_text() for p in (process, *children_of(process))]
         assert ["libtorch" in text for text in maps].count(True) == 1
         assert "libtorch" not in maps[0]
+        assert worker_of(process) is None
 
 
 def test_sigterm_while_the_engine_starts_ends_the_server(tmp_path, decoder_folder):

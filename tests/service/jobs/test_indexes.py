@@ -69,6 +69,11 @@ def test_a_claim_reads_the_job_that_is_next(queue, plans):
     assert "TEMP B-TREE" not in plan
 
 
+def test_whether_there_is_work_is_asked_of_jobs_that_have_not_ended(queue, plans):
+    (plan,) = plans(lambda: queue.has_work(["process"]))
+    assert "ix_jobs_next" in plan
+
+
 def test_quotas_count_the_jobs_that_have_not_ended(queue, plans):
     def order():
         with pytest.raises(Overloaded):

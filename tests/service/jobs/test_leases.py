@@ -66,3 +66,16 @@ def test_a_worker_outlives_a_fault_of_its_launcher(place, submit, work, launcher
     other = submit(register={"name": "other"})
     assert ended(place, other).status == "succeeded"
     assert place.queue.get(job).status == "running"
+
+
+def test_a_worker_that_is_to_end_when_idle_stays_for_what_another_one_runs(
+    place, submit, work, looks
+):
+    job = submit()
+    claimed = place.queue.claim("elsewhere-1")
+    _, thread = work(idle_seconds=0.0)
+    wait_until(lambda: len(looks) > 3)
+    assert thread.is_alive()
+    place.queue.fail(job, claimed.attempt, "code", "message")
+    thread.join(30)
+    assert not thread.is_alive()

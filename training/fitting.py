@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ class Fit:
             self._save_or_pause()
             self._step()
             if self.hooks.score is not None and self._state.step in scored:
-                self._keep_best(self.hooks.score(self._state.step))
+                # By one for all: if a last bit differed, some would go on where others have lost their patience.
+                score = partial(self.hooks.score, self._state.step)
+                self._keep_best(self._world.once(score))
         self._save()
         self._trainee.backbone.model.eval()
         self._take_best()

@@ -13,6 +13,15 @@ import pytest
 from service.demo import free_port
 
 ROOT = Path(__file__).parent.parent.parent
+# A run whose processes find other scores, as on unlike machines, each of which the first likes better.
+UNLIKE = """
+import itertools, os, sys
+from training.__main__ import main
+from training.validation import Validation
+count, sign = itertools.count(), 1 if os.environ["RANK"] == "0" else -1
+Validation.score = lambda self, metrics: (sign * next(count),)
+sys.exit(main(sys.argv[1:]))
+"""
 # A run whose processes give each other up after 5 s; its first one tests the untrained model for 7.
 RUN = """
 import sys, threading
@@ -58,13 +67,13 @@ def translator():
     server.server_close()
 
 
-def start_both(config, out):
+def start_both(script, config, out):
     path = out.parent / "run.json"
     path.write_text(json.dumps(config))
     both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RUN, str(path), "--out", str(out)],
+            [sys.executable, "-c", script, str(path), "--out", str(out)],
             cwd=ROOT,
             env={**os.environ, **both, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "1"},
             stderr=subprocess.PIPE,
@@ -95,7 +104,7 @@ def test_others_wait_for_the_first_longer_than_for_each_other(tmp_path, config, 
     config["data"]["augmentation"] = {"back_translation": translation}
     config["evaluate_untrained"] = True
     out = tmp_path / "out"
-    for process in start_both(config, out):
+    for process in start_both(RUN, config, out):
         _, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
     assert calls == ["en-de", "de-en"]
@@ -105,7 +114,15 @@ def test_others_wait_for_the_first_longer_than_for_each_other(tmp_path, config, 
 def test_what_is_at_fault_with_the_first_is_told_by_all(tmp_path, config):
     translation = {"there": "en-de", "back": "de-en", "url": f"http://127.0.0.1:{free_port()}"}
     config["data"]["augmentation"] = {"back_translation": translation}
-    for process in start_both(config, tmp_path / "out"):
+    for process in start_both(RUN, config, tmp_path / "out"):
         _, stderr = process.communicate(timeout=200)
         assert process.returncode == 2, stderr
         assert "no Headstock server answers" in stderr
+
+
+def test_all_go_by_what_the_first_finds_on_validation_rows(tmp_path, config):
+    config["data"] |= {"validation_share": 0.2}
+    config["fit"] |= {"epochs": 3, "validations": 4, "patience": 1}
+    for process in start_both(UNLIKE, config, tmp_path / "out"):
+        _, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr

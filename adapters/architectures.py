@@ -46,6 +46,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 # Rotary positions that change with the longest row of a pass: a row's answer would depend on its company.
 _STRETCHING = ("dynamic", "longrope")
+# What a config's ``is_causal`` may say, if anything: models turned into the other kind set it, as embedders do.
+_CAUSAL = {"decoder": True, "encoder": False}
 
 
 def architecture_of(config: Any, name: str) -> Architecture:
@@ -74,6 +76,11 @@ def _trouble(config: Any) -> str | None:
     """Return what of a config can't be honoured."""
     if getattr(config, "add_cross_attention", False):
         return "added cross attention ('add_cross_attention')"
+    if getattr(config, "use_bidirectional_attention", None):
+        return "attention in both directions ('use_bidirectional_attention')"
+    is_causal = getattr(config, "is_causal", None)
+    if is_causal is not None and is_causal != _CAUSAL.get(ARCHITECTURES[config.model_type].family):
+        return f"attention of another kind than its type's ('is_causal': {str(is_causal).lower()})"
     rope = getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type")
     return f"rotary positions of type '{kind}'" if kind in _STRETCHING else None

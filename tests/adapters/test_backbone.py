@@ -50,6 +50,10 @@ def test_what_is_nowhere_is_said_with_what_there_is(tmp_path):
         ({"model_type": "deberta-v2"}, "type 'deberta-v2'.* llama"),
         ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"is_causal": False}, "'is_causal': false"),
+        ({"model_type": "bert", "is_causal": True}, "'is_causal': true"),
+        ({"model_type": "bart", "is_causal": False}, "'is_causal': false"),
+        ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_att"),
     ],
 )
 def test_an_architecture_that_cannot_be_served_is_refused(tmp_path, decoder_folder, fields, told):

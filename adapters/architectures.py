@@ -100,6 +100,11 @@ def max_positions(config: Any) -> int:
     return next((value for name in names if (value := getattr(config, name, None))), 512)
 
 
+def output_width(config: Any) -> int:
+    """Return the size of the last hidden states; OPT's may be projected to that of its embeddings."""
+    return int(getattr(config, "word_embed_proj_dim", config.hidden_size))
+
+
 def first_position(config: Any) -> int:
     """Return the position id of a row's first token."""
     counts = ARCHITECTURES[config.model_type].counts_from_padding

@@ -18,6 +18,7 @@ from adapters.architectures import (
     can_pack,
     first_position,
     max_positions,
+    output_width,
 )
 from adapters.dtype import DtypeName, Quantization, quantization_of, resolve_dtype
 from adapters.errors import EnvironmentProblem, UnsupportedBackbone
@@ -40,9 +41,9 @@ READ_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # of a 
 class BackboneSpec(BaseModel):
     """What others must know of a backbone without loading it; kept in the registry.
 
-    ``modules`` maps each linear layer that adapters may target to its (input, output) sizes;
-    ``fingerprint`` is a SHA-256 over the source weights and the fields of the config that decide an answer,
-    ``tokenizer`` one over the tokenizer.
+    ``hidden_size`` is that of what heads read; ``modules`` maps each linear layer that adapters may target to its
+    (input, output) sizes; ``fingerprint`` is a SHA-256 over the source weights and the fields of the config that decide
+    an answer, ``tokenizer`` one over the tokenizer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -121,7 +122,7 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
         tokenizer=load_tokenizer(folder).fingerprint(),
         family=family,
         model_type=config.model_type,
-        hidden_size=config.hidden_size,
+        hidden_size=output_width(config),
         max_tokens=max_positions(config) - first_position(config),
         modules={
             path: (input_size(module), output_size(module))

@@ -37,6 +37,7 @@ CASES = {
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
     ),
+    "opt-projected": ("opt", {"word_embed_proj_dim": 16}),
     "gpt2-scaled": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "t5-gated": ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "bart-forced": ("bart", {}),

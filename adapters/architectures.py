@@ -76,6 +76,8 @@ def _trouble(config: Any) -> str | None:
     """Return what of a config can't be honoured."""
     if getattr(config, "add_cross_attention", False):
         return "added cross attention ('add_cross_attention')"
+    if quantized := getattr(config, "quantization_config", None):
+        return f"weights that are quantised already (by '{quantized.get('quant_method')}')"
     if getattr(config, "use_bidirectional_attention", None):
         return "attention in both directions ('use_bidirectional_attention')"
     is_causal = getattr(config, "is_causal", None)
@@ -84,6 +86,28 @@ def _trouble(config: Any) -> str | None:
     rope = getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type")
     return f"rotary positions of type '{kind}'" if kind in _STRETCHING else None
+
+
+def check_weights(name: str, model: Any, found: dict[str, Any]) -> None:
+    """Raise `UnsupportedBackbone` if a folder lacks weights: the library draws them by chance, others in each process.
+
+    Args:
+        found: the library's loading info.
+    """
+    absent = {*found["missing_keys"], *(path for path, *_ in found["mismatched_keys"])}
+    lacking = sorted(path for path in absent if not _is_computed(model, path))
+    if lacking:
+        raise UnsupportedBackbone(
+            f"Backbone '{name}' lacks {len(lacking)} of the weights that its config.json asks for, or has them in "
+            f"another shape: '{lacking[0]}' is one. Fetch it anew, or save it whole with transformers.",
+            param="backbone",
+        )
+
+
+def _is_computed(model: Any, path: str) -> bool:
+    """Tell whether a weight follows from the config, as Pegasus' positions, which its folders leave out."""
+    owner = model.get_submodule(path.rpartition(".")[0])
+    return "Sinusoidal" in type(owner).__name__
 
 
 def can_pack(config: Any) -> bool:

@@ -16,6 +16,7 @@ from adapters.architectures import (
     Family,
     architecture_of,
     can_pack,
+    check_weights,
     first_position,
     max_positions,
     output_width,
@@ -328,7 +329,7 @@ def load_backbone(
         is_packed: False loads for padded rows what could be packed.
 
     Raises:
-        UnsupportedBackbone: it can't run in this dtype.
+        UnsupportedBackbone: it can't run in this dtype, or its folder doesn't hold all of its weights.
     """
     import torch
     from transformers import AutoConfig
@@ -340,12 +341,15 @@ def load_backbone(
     if is_packed is None:
         is_packed = can_pack(AutoConfig.from_pretrained(spec.folder))
     has_pooler = ARCHITECTURES[spec.model_type].has_pooler
-    model = _model_class(spec.family).from_pretrained(
+    model, found = _model_class(spec.family).from_pretrained(
         spec.folder,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told with those that are missing
         dtype="auto" if quantization else chosen,  # quantised from the weights as they are stored
         **({"attn_implementation": PACKED} if is_packed else {}),
         **({"add_pooling_layer": False} if has_pooler else {}),
     )
+    check_weights(spec.name, model, found)
     model.requires_grad_(False)
     if is_packed:
         _expect_no_padding(model)

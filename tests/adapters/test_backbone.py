@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from adapters.backbone import describe_backbone, find_backbone, load_backbone
 from adapters.dtype import resolve_dtype
@@ -53,6 +54,7 @@ def test_what_is_nowhere_is_said_with_what_there_is(tmp_path):
         ({"is_causal": False}, "'is_causal': false"),
         ({"model_type": "bert", "is_causal": True}, "'is_causal': true"),
         ({"model_type": "bart", "is_causal": False}, "'is_causal': false"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised.*'gptq'"),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_att"),
     ],
 )
@@ -68,6 +70,49 @@ def test_pickled_weights_are_not_read(tmp_path, decoder_folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UnsupportedBackbone, match="safetensors"):
         describe_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dropped", "told"),
+    [
+        ({"num_hidden_layers": 3}, None, "lacks 9 of.*'model.layers.2"),
+        ({"intermediate_size": 64}, None, "lacks 6 of.*'model.layers.0.mlp"),
+        ({}, "lm_head.weight", "lacks 1 of.*'lm_head.weight'"),
+    ],
+)
+def test_weights_that_a_folder_does_not_hold_are_not_made_up(
+    tmp_path, decoder_folder, changes, dropped, told
+):
+    folder = shutil.copytree(decoder_folder, tmp_path / "copy")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({k: v for k, v in weights.items() if k != dropped}, path, {"format": "pt"})
+    change_config(folder, **changes)
+    with pytest.raises(UnsupportedBackbone, match=told):
+        load_backbone(describe_backbone(folder), "float32")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dropped", "renamed"),
+    [
+        ("bart", ("final_logits_bias",), "model."),  # as BartModel saves it
+        ("pegasus", ("embed_positions", "final_logits_bias"), ""),
+        ("gpt2", (), "transformer."),
+    ],
+)
+def test_weights_that_follow_from_others_may_be_left_out(tmp_path, model_type, dropped, renamed):
+    """As in many folders of the Hub."""
+    folder = save_backbone(tmp_path / model_type, model_type)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    kept = {k: v for k, v in weights.items() if not any(part in k for part in dropped)}
+    save_file({k.removeprefix(renamed): v for k, v in kept.items()}, path, {"format": "pt"})
+    loaded = load_backbone(describe_backbone(folder), "float32").model.state_dict()
+    for name, weight in kept.items():
+        assert torch.equal(loaded[name], weight), name
+    positions = [loaded[name] for name in weights if "embed_positions" in name and name not in kept]
+    for table in positions:  # sines, then cosines
+        torch.testing.assert_close(table[:, 0], torch.arange(len(table)).float().sin())
 
 
 def test_auto_is_measured_once_and_every_process_then_agrees(tmp_path, monkeypatch):

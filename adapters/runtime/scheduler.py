@@ -16,6 +16,7 @@ from adapters.runtime.rows import Row
 from adapters.runtime.spans import BLOCK
 
 Admit = Callable[[Row], Active | None]
+_CREDIT = 4  # chunks of prompts; steps are short from two on
 
 
 class Scheduler:
@@ -61,7 +62,7 @@ class Scheduler:
         ``admit`` is asked last and reserves what the row needs; an adapter whose next row is not admitted waits,
         its order kept.
         """
-        self._level(running)
+        self._level(running, _CREDIT * budget.chunk)
         spread = max(self._service.values(), default=0) - min(self._service.values(), default=0)
         is_uneven = spread > 2 * budget.chunk
         step = _Step(min(budget.fair, budget.step) if is_uneven else budget.step)
@@ -123,10 +124,14 @@ class Scheduler:
             candidates[active.row.adapter].append(active)
         return candidates
 
-    def _level(self, running: Sequence[Active]) -> None:
+    def _level(self, running: Sequence[Active], credit: int) -> None:
         """Let newcomers start level with the adapter served least, and forget those that have no rows.
 
         An adapter of which no row could be let in, as while it loads, counts as new: it must not slow the others down.
+
+        Args:
+            credit: tokens that an adapter can be behind at most: one row that generates asks for a token a step, and
+                what else a flood had meanwhile must not be had at once later.
         """
         active = {a.row.adapter for a in running}
         live: dict[str | None, None] = dict.fromkeys(
@@ -137,8 +142,8 @@ class Scheduler:
         self._refused.clear()
         self._served.clear()
         known = [self._service[a] for a in live if a in self._service]
-        floor = min(known, default=0)
-        self._service = {a: self._service.get(a, floor) - floor for a in live}
+        floor = max(min(known, default=0), max(known, default=0) - credit)
+        self._service = {a: max(0, self._service.get(a, floor) - floor) for a in live}
 
     def _charge(self, adapter: str | None, num_tokens: int) -> None:
         self._service[adapter] += num_tokens

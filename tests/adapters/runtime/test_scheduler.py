@@ -89,6 +89,25 @@ def test_steps_are_short_while_one_adapter_is_behind_another():
         assert "b" in ids(scheduler.plan([*flood, late], budget, admit))
 
 
+def test_an_adapter_that_asked_for_little_does_not_hold_others_up_for_long_later():
+    """It is behind as long as others ask for more, but what it did not ask for it can't have afterwards."""
+    flood = [
+        Active(row(f"a{i}", "a", 4, new=99), [0], num_done=4, generated=[7]) for i in range(60)
+    ]
+    single = Active(row("b", "b", 4, new=99), [0], num_done=4, generated=[7])
+    scheduler = Scheduler()
+    budget = Budget(step=1000, chunk=64, fair=16)
+    for _ in range(500):
+        scheduler.plan([*flood, single], budget, admit)
+    for i in range(200):
+        scheduler.add(row(f"late-{i}", "b", 50, new=9))
+    waited, parts = 0, []
+    while not any(part.active in flood for part in parts):
+        parts = scheduler.plan([*flood, single], budget, admit)
+        waited += 1
+    assert waited <= 4 * budget.chunk / budget.fair + 2
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 40)), max_size=40),
     st.integers(1, 60),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from adapters.errors import UnsupportedBackbone
@@ -46,22 +48,37 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 # Rotary positions that change with the longest row of a pass: a row's answer would depend on its company.
 _STRETCHING = ("dynamic", "longrope")
+# Positions of BERT's kin that the library has no code for any more: it takes them for absolute ones.
+_NOT_ABSOLUTE = ("relative_key", "relative_key_query", "alibi")
 # What a config's ``is_causal`` may say, if anything: models turned into the other kind set it, as embedders do.
 _CAUSAL = {"decoder": True, "encoder": False}
 
 
-def architecture_of(config: Any, name: str) -> Architecture:
-    """Return how a model is run, by its config.
+def read_config(folder: Path, name: str) -> Any:
+    """Return a backbone's config; for a type not known here, the library would ask to run code from the folder.
 
     Raises:
-        UnsupportedBackbone: models of this type are not tested, or its config asks for what can't be honoured.
+        UnsupportedBackbone: its type is not known here, or the library can't make anything of it.
     """
-    if config.model_type not in ARCHITECTURES:
+    from transformers import AutoConfig
+
+    try:
+        _check_type(json.loads((folder / "config.json").read_text()).get("model_type"), name)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except UnsupportedBackbone:
+        raise
+    except Exception as error:  # what a value out of place raises differs by type
         raise UnsupportedBackbone(
-            f"Backbone '{name}' is of type '{config.model_type}', which can't be served yet. "
-            f"Types that can: {', '.join(ARCHITECTURES)}.",
-            param="backbone",
-        )
+            f"The config.json of backbone '{name}' can't be used: {error}", param="backbone"
+        ) from error
+
+
+def architecture_of(config: Any, name: str) -> Architecture:
+    """Return how a model is run, by its config from `read_config`.
+
+    Raises:
+        UnsupportedBackbone: its config asks for what can't be honoured.
+    """
     trouble = _trouble(config)
     if trouble is not None:
         raise UnsupportedBackbone(
@@ -72,10 +89,23 @@ def architecture_of(config: Any, name: str) -> Architecture:
     return ARCHITECTURES[config.model_type]
 
 
+def _check_type(model_type: object, name: str) -> None:
+    """Raise `UnsupportedBackbone` if models of a type are not tested."""
+    if str(model_type) not in ARCHITECTURES:
+        raise UnsupportedBackbone(
+            f"Backbone '{name}' is of type '{model_type}', which can't be served yet. "
+            f"Types that can: {', '.join(ARCHITECTURES)}.",
+            param="backbone",
+        )
+
+
 def _trouble(config: Any) -> str | None:
     """Return what of a config can't be honoured."""
     if getattr(config, "add_cross_attention", False):
         return "added cross attention ('add_cross_attention')"
+    positions = getattr(config, "position_embedding_type", None)
+    if positions in _NOT_ABSOLUTE:
+        return f"positions of type '{positions}'"
     if quantized := getattr(config, "quantization_config", None):
         return f"weights that are quantised already (by '{quantized.get('quant_method')}')"
     if getattr(config, "use_bidirectional_attention", None):

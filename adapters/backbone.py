@@ -20,6 +20,7 @@ from adapters.architectures import (
     first_position,
     max_positions,
     output_width,
+    read_config,
 )
 from adapters.dtype import DtypeName, Quantization, quantization_of, resolve_dtype
 from adapters.errors import EnvironmentProblem, UnsupportedBackbone
@@ -108,11 +109,10 @@ def describe_backbone(folder: Path, name: str | None = None) -> BackboneSpec:
         UnsupportedBackbone: its architecture can't be served yet.
     """
     import torch
-    from transformers import AutoConfig
 
     from adapters.runtime.linears import input_size, output_size
 
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder, name or folder.name)
     family = architecture_of(config, name or folder.name).family
     with torch.device("meta"):
         model = _model_class(family).from_config(config)

@@ -214,7 +214,7 @@ def load_tokenizer(folder: Path | str, fingerprint: str | None = None) -> Tokeni
     from transformers import AutoTokenizer
 
     try:
-        inner = AutoTokenizer.from_pretrained(folder)
+        inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ImportError, OSError, ValueError) as error:
         raise _no_tokenizer(folder) from error
     if not inner.is_fast:  # without places of tokens, and without what ours is made of

@@ -54,6 +54,11 @@ def test_what_is_nowhere_is_said_with_what_there_is(tmp_path):
         ({"is_causal": False}, "'is_causal': false"),
         ({"model_type": "bert", "is_causal": True}, "'is_causal': true"),
         ({"model_type": "bart", "is_causal": False}, "'is_causal': false"),
+        ({"model_type": "internlm2"}, "'copy' is of type 'internlm2'"),
+        ({"model_type": "new", "auto_map": {"AutoConfig": "own.Config"}}, "is of type 'new'"),
+        ({"model_type": None}, "is of type 'None'"),
+        ({"num_attention_heads": "four"}, "config.json of backbone 'copy'.*num_attention_heads"),
+        ({"position_embedding_type": "relative_key"}, "positions of type 'relative_key'"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised.*'gptq'"),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_att"),
     ],
@@ -62,6 +67,13 @@ def test_an_architecture_that_cannot_be_served_is_refused(tmp_path, decoder_fold
     folder = shutil.copytree(decoder_folder, tmp_path / "copy")
     change_config(folder, **fields)
     with pytest.raises(UnsupportedBackbone, match=told):
+        describe_backbone(folder)
+
+
+def test_a_config_that_is_no_json_is_refused(tmp_path, decoder_folder):
+    folder = shutil.copytree(decoder_folder, tmp_path / "copy")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UnsupportedBackbone, match=r"config\.json of backbone 'copy'"):
         describe_backbone(folder)
 
 

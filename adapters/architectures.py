@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from adapters.errors import UnsupportedBackbone
+from adapters.errors import HeadstockError, UnsupportedBackbone
 
 Family = Literal["decoder", "encoder", "encoder-decoder"]
 
@@ -65,8 +65,8 @@ def read_config(folder: Path, name: str) -> Any:
     try:
         _check_type(json.loads((folder / "config.json").read_text()).get("model_type"), name)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except UnsupportedBackbone:
-        raise
+    except HeadstockError:
+        raise  # of ours, or a signal that came meanwhile
     except Exception as error:  # what a value out of place raises differs by type
         raise UnsupportedBackbone(
             f"The config.json of backbone '{name}' can't be used: {error}", param="backbone"

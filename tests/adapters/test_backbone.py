@@ -6,10 +6,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from adapters.backbone import describe_backbone, find_backbone, load_backbone
 from adapters.dtype import resolve_dtype
-from adapters.errors import EnvironmentProblem, UnsupportedBackbone
+from adapters.errors import EnvironmentProblem, RunPaused, UnsupportedBackbone
 from adapters.runtime.pack import pack_rows
 from tests.tiny import save_backbone
 
@@ -75,6 +76,15 @@ def test_a_config_that_is_no_json_is_refused(tmp_path, decoder_folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(UnsupportedBackbone, match=r"config\.json of backbone 'copy'"):
         describe_backbone(folder)
+
+
+def test_a_signal_while_a_config_is_read_is_none_of_its_faults(decoder_folder, monkeypatch):
+    def pause(*_, **__):
+        raise RunPaused("a signal came")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", pause)
+    with pytest.raises(RunPaused):
+        describe_backbone(decoder_folder)
 
 
 def test_pickled_weights_are_not_read(tmp_path, decoder_folder):

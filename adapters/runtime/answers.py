@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.errors import HeadstockError, InvalidRequest, Overloaded, PredictionFailed
+from adapters.errors import HeadstockError, InvalidRequest, Overloaded, PredictionFailed, RunPaused
 from adapters.runtime.active import Active
 from adapters.runtime.bank import Bank
 from adapters.runtime.forward import Pass
@@ -78,6 +78,8 @@ class Answers:
         for active, chosen in zip(actives, choices, strict=True):
             try:
                 yield from list(self._append(active, chosen))
+            except RunPaused:
+                raise
             except Exception as error:  # a text that can't be searched for stop strings fails alone
                 yield active, error
 
@@ -122,7 +124,7 @@ class Answers:
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 outcome = out_of_memory()
-            except torch.AcceleratorError:  # the device is lost, for all rows
+            except (torch.AcceleratorError, RunPaused):  # the device is lost, or a signal came
                 raise
             except Exception as error:
                 outcome = error

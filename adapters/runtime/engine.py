@@ -19,6 +19,7 @@ from adapters.errors import (
     HeadstockError,
     InvalidRequest,
     PredictionFailed,
+    RunPaused,
     TextTooLong,
 )
 from adapters.runtime.active import Active, Part
@@ -123,6 +124,7 @@ class Engine:
 
         Raises:
             torch.AcceleratorError: the device failed for good; only a new process can use it again.
+            RunPaused: a signal handler raised it.
         """
         self._end_late_rows()
         for digest, error in self._tiers.begin_step(self._scheduler.adapters).items():
@@ -255,8 +257,8 @@ class Engine:
         except torch.OutOfMemoryError:
             self._advance_in_halves(parts)
             return
-        except torch.AcceleratorError:  # the device's context is lost: no later pass could succeed
-            raise
+        except (torch.AcceleratorError, RunPaused):
+            raise  # the device's context is lost, so that no later pass could succeed; or a signal came
         except (
             Exception
         ) as error:  # whatever else goes wrong in a pass ends its rows, never the engine
@@ -264,7 +266,7 @@ class Engine:
             return
         try:
             self._read(done)
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, RunPaused):
             raise
         except Exception as error:
             self._finish_all(parts, error)

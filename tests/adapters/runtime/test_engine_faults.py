@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.backbone import load_backbone
-from adapters.errors import InvalidRequest, PredictionFailed, TextTooLong
+from adapters.errors import InvalidRequest, PredictionFailed, RunPaused, TextTooLong
 from adapters.runtime.engine import Engine
 from adapters.runtime.limits import EngineLimits
 from adapters.runtime.rows import Row
@@ -138,6 +138,22 @@ def test_a_pass_that_fails_half_way_ends_its_rows_and_the_engine_goes_on(
     monkeypatch.undo()
     for left, right in zip(engine.run(rows), good, strict=True):
         assert_same(left, right)
+
+
+@pytest.mark.parametrize("place", ["_forward.run", "_bank.apply_head", "_answers._append"])
+def test_a_signal_that_stops_a_run_is_no_fault_of_a_row(
+    engine, decoder_tokenizer, monkeypatch, place
+):
+    """Training tests its adapter by an engine, and pauses from a signal handler: wherever the engine is just then."""
+
+    def pause(*_):
+        raise RunPaused("a signal came")
+
+    engine.run(rows_of(decoder_tokenizer, ["two", "summary"]))
+    owner, name = place.split(".")
+    monkeypatch.setattr(getattr(engine, owner), name, pause)
+    with pytest.raises(RunPaused):
+        engine.run(rows_of(decoder_tokenizer, ["two", "summary"]))
 
 
 def test_aborting_ends_every_row_and_frees_what_they_held(engine, decoder_tokenizer):

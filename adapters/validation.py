@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 _MAX_SHOWN = 60
 _MOST_KEYS = 20
+_MOST_FIELDS = 64
 # What pydantic puts behind a field that may be of several types: which of them it tried.
 _UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]|function-\w+\[.*\]")
 
@@ -40,8 +42,36 @@ def listed(names: Sequence[str], limit: int = 8) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value in quotes, cut if it is long."""
-    return f"'{cut(str(value))}'"
+    """Return a value in quotes, cut if it is long; no more of it is read than that."""
+    if isinstance(value, str):
+        return f"'{cut(value)}'"
+    # Of one character each at least, so many are enough, and of what lies deeper none is asked for.
+    return f"'{cut(''.join(itertools.islice(_pieces(value), _MAX_SHOWN + 1)))}'"
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Yield what `repr` makes of a JSON value, piece by piece."""
+    if type(value) not in (list, dict):
+        yield repr(value)
+        return
+    begin, end = "[]" if type(value) is list else "{}"
+    yield begin
+    for i, key in enumerate(value):
+        if i:
+            yield ", "
+        yield from _pieces(key)
+        if type(value) is dict:
+            yield ": "
+            yield from _pieces(value[key])
+    yield end
+
+
+def check_number_of_fields(given: Any) -> None:
+    """Raise a ValueError for an object of more fields than any has: of each unknown one pydantic makes an error."""
+    if isinstance(given, dict) and len(given) > _MOST_FIELDS:
+        raise ValueError(
+            f"'{len(given)}' fields are more than there can be; leave out the unknown ones"
+        )
 
 
 def cut(text: str, limit: int = _MAX_SHOWN) -> str:

@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, model_validator
 
-from adapters.errors import InvalidRequest
+from adapters.errors import InvalidRequest, TooLarge
 from adapters.validation import cut, shown
 
+MOST_ROWS = 10_000  # that any server takes in one call
+_MOST_VALUES = 50_000  # of any body but that of /v1/predict, keys counted
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -36,11 +38,19 @@ class Body(BaseModel):
 
 
 def _first_fault(given: Any, is_stored: bool) -> tuple[str, Any, str] | None:
-    """Return the first value of a body that has a fault: where, what, and the fault; a key stands for itself."""
+    """Return the first value of a body that has a fault: where, what, and the fault; a key stands for itself.
+
+    Raises:
+        TooLarge: there are more values than are looked at: each costs, and pydantic may make an error of each.
+    """
+    num_values = 0
     path: list[Any] = []
     open_items = [_items(given)]  # not by recursion: a body may be nested deeper than that goes
     while open_items:
         for key, value in open_items[-1]:
+            num_values += 1
+            if num_values > _MOST_VALUES:
+                raise TooLarge(f"The body holds more than '{_MOST_VALUES}' values. Send fewer.")
             kind = type(value)
             fault = _fault(value, is_stored) if kind is str or kind is float else None
             if fault is not None:

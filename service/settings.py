@@ -16,6 +16,7 @@ from adapters.errors import EnvironmentProblem, InvalidRequest
 from adapters.home import default_home
 from adapters.packaged import DEFAULT_BACKBONE
 from adapters.validation import first_problem
+from service.bodies import MOST_ROWS
 from service.jobs.orders import LauncherName
 from service.jobs.signatures import signing_key
 
@@ -102,6 +103,7 @@ class Settings(BaseSettings):
     max_rows_per_call: int = Field(
         256,
         ge=1,
+        le=MOST_ROWS,
         description="Rows in one call of /v1/predict: an input each, or several for one read in parts.",
     )
     max_body_bytes: int = Field(

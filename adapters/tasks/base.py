@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.errors import TextTooLong
 from adapters.tasks.metrics import Tally
 from adapters.tokenizer import Tokenizer, Tokens
+from adapters.validation import check_number_of_fields
 
 # A text of more code points per token than this is refused or cut before it is tokenized, which costs time and
 # memory. Long tokens (runs of blanks, URLs) have tens of characters; no real text has this many on average.
@@ -25,6 +26,12 @@ class Strict(BaseModel):
     """A pydantic model that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, given: Any) -> Any:
+        check_number_of_fields(given)
+        return given
 
 
 class TaskOptions(Strict):

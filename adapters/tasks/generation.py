@@ -72,6 +72,7 @@ class GenerationParameters(TaskParameters):
     ] = Field(
         default_factory=list,
         max_length=MAX_STOPS,
+        fail_fast=True,
         description="The answer ends before the first of these strings.",
     )
     logprobs: bool = Field(False, description="Report each token's log-probability.")

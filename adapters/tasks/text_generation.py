@@ -23,7 +23,7 @@ class TextGenerationOptions(GenerationOptions):
 
 class TextGenerationRequest(Strict):
     prompt: str | None = Field(None, min_length=1, pattern=r"\S")
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: list[Message] | None = Field(None, min_length=1, fail_fast=True)
 
     @field_validator("messages")
     @classmethod

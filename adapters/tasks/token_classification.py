@@ -52,7 +52,7 @@ class TaggingOptions(TaskOptions):
 
 class TaggingRequest(Strict):
     text: str | None = Field(None, min_length=1, pattern=r"\S")
-    tokens: list[Word] | None = Field(None, min_length=1)
+    tokens: list[Word] | None = Field(None, min_length=1, fail_fast=True)
 
     @model_validator(mode="after")
     def _either(self) -> TaggingRequest:

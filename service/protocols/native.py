@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from adapters.errors import HeadstockError, InvalidRequest
+from adapters.tasks.base import Strict
+from service.bodies import MOST_ROWS
 from service.errors import error_body, error_response
 
 # No task has as many; each row gets a copy, and a list of all that is wrong with them.
@@ -16,25 +18,21 @@ MOST_PARAMETERS = 64
 Parameters = Annotated[dict[str, Any], Field(max_length=MOST_PARAMETERS)]
 
 
-class PredictItem(BaseModel):
+class PredictItem(Strict):
     """One input for one adapter."""
-
-    model_config = ConfigDict(extra="forbid")
 
     adapter: str = Field(description="name, name@alias or name:version")
     input: Any = Field(description="the task's request object, or its text as a string")
     parameters: Parameters = Field(default_factory=dict)
 
 
-class PredictBody(BaseModel):
+class PredictBody(Strict):
     """Either one adapter with one or many inputs, or a list of requests for many adapters."""
-
-    model_config = ConfigDict(extra="forbid")
 
     adapter: str | None = None
     inputs: Any = None
     parameters: Parameters = Field(default_factory=dict)
-    requests: list[PredictItem] | None = Field(None, fail_fast=True)
+    requests: list[PredictItem] | None = Field(None, max_length=MOST_ROWS, fail_fast=True)
     timeout_seconds: float | None = Field(
         None,
         gt=0,
@@ -61,27 +59,26 @@ def items_of(body: PredictBody, max_rows: int) -> list[PredictItem]:
     Raises:
         InvalidRequest: there are none, more than ``max_rows``, or more than a stream carries.
     """
-    if body.requests is not None:
-        items = body.requests
-    else:
-        inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-        items = [
-            PredictItem(adapter=str(body.adapter), input=each, parameters=body.parameters)
-            for each in inputs
-        ]
-    if not 1 <= len(items) <= max_rows:
-        how = "Split it." if items else "Send some text."
+    inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    count = len(inputs if body.requests is None else body.requests)
+    if not 1 <= count <= max_rows:
+        how = "Split it." if count else "Send some text."
         raise InvalidRequest(
-            f"The call has '{len(items)}' inputs; 1 to {max_rows} go into one call. {how}",
+            f"The call has '{count}' inputs; 1 to {max_rows} go into one call. {how}",
             param="inputs",
         )
-    if body.stream and len(items) > 1:
+    if body.stream and count > 1:
         raise InvalidRequest(
-            f"The call has '{len(items)}' inputs and asks for a stream, which carries one. Send a call for each, "
+            f"The call has '{count}' inputs and asks for a stream, which carries one. Send a call for each, "
             "or leave 'stream' out.",
             param="stream",
         )
-    return items
+    if body.requests is not None:
+        return body.requests
+    return [
+        PredictItem(adapter=str(body.adapter), input=each, parameters=body.parameters)
+        for each in inputs
+    ]
 
 
 def check_rows(num_rows: int, num_items: int, max_rows: int) -> None:

@@ -20,12 +20,15 @@ class Detokenizer:
 
     A window begins with tokens whose text is already given out: decoders may treat the first token of a
     text differently (a leading blank is dropped), and its bytes may finish an earlier token's character.
+
+    Args:
+        context: tokens that come before the text and are not given out.
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, context: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._window: list[int] = []
-        self._num_given = 0  # characters of the window's text
+        self._window: list[int] = list(context)
+        self._num_given = len(decode(context)) if context else 0  # characters of the window's text
         self._max_window = 3 * NUM_CONTEXT
 
     def feed(self, token_ids: Sequence[int]) -> str:
@@ -62,8 +65,10 @@ class StreamText:
     All pieces together are `cut_at_stop` of the whole decoded text, however the tokens arrive.
     """
 
-    def __init__(self, decode: Decode, stops: Sequence[str] = ()) -> None:
-        self._detokenizer = Detokenizer(decode)
+    def __init__(
+        self, decode: Decode, stops: Sequence[str] = (), context: Sequence[int] = ()
+    ) -> None:
+        self._detokenizer = Detokenizer(decode, context)
         self._stops = stops
         self._held = ""
         self.is_stopped = False

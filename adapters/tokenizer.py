@@ -107,6 +107,21 @@ class Tokenizer:
         backend = self._inner.backend_tokenizer
         return type(backend).from_str(backend.to_str())
 
+    def encode_behind(self, context: Sequence[int], text: str) -> list[int]:
+        """Return the ids that `decode` reads as a text behind a context.
+
+        Read for itself, a text gets a blank of its own from tokenizers of SentencePiece's kind, so that it is read
+        behind some mark or letter, one that stays a token apart.
+        """
+        num_given = len(self.decode(context))
+        for lead in ("", "\n", "a", "."):
+            before = self.encode(lead, add_special=False).ids if lead else []
+            ids = self.encode(lead + text, add_special=False).ids
+            begin, rest = ids[: len(before)], ids[len(before) :]
+            if begin == before and self.decode([*context, *rest])[num_given:] == text:
+                return rest
+        return self.encode(text, add_special=False).ids
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens left out, as it was written: not a blank is taken away.
 
@@ -133,14 +148,17 @@ class Tokenizer:
 
         A part of a character is U+FFFD.
         """
-        ids, text = self._some_text
-        return self._decode([*ids, token_id], skip_special=False).removeprefix(text)
+        text = self._decode([*self.context, token_id], skip_special=False)
+        return text.removeprefix(self._context_text)
 
     @functools.cached_property
-    def _some_text(self) -> tuple[list[int], str]:
-        # The first token of a text may lose its blank, so each is read behind this.
-        ids = self.encode("a", add_special=False).ids
-        return ids, self._decode(ids, skip_special=False)
+    def _context_text(self) -> str:
+        return self._decode(self.context, skip_special=False)
+
+    @functools.cached_property
+    def context(self) -> tuple[int, ...]:
+        """The tokens of some text: a text's first token may lose its blank, one that is read behind these does not."""
+        return tuple(self.encode("a", add_special=False).ids)
 
     @property
     def closes_texts(self) -> bool:

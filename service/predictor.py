@@ -149,7 +149,8 @@ class Predictor:
     def stream_text(self, prepared: Prepared) -> StreamText:
         """Return what turns the tokens of a streaming row into text."""
         generation = prepared.rows[0].generation
-        return StreamText(self._tokenizer.decode, generation.stop if generation else ())
+        assert generation is not None
+        return StreamText(self._tokenizer.decode, generation.stop, generation.context)
 
     def _prepare(
         self, item: PredictItem, generation: Generation, deadline: float | None, caller: Caller
@@ -171,6 +172,8 @@ class Predictor:
         room = row_room(task, self._backbone, parameters, self._max_row_tokens)
         parts = task.encode_parts(self._tokenizer, request, parameters, room)
         how = task.generation(self._tokenizer, parameters)
+        if how is not None:
+            how = replace(how, context=parts[0].context)
         rows = [
             Row(uuid.uuid4().hex, part.token_ids, version.digest, how, deadline=deadline)
             for part in parts

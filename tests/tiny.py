@@ -4,7 +4,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and the dog sleeps in the warm sun.",
@@ -146,3 +154,40 @@ def save_backbone(
             model.final_logits_bias.normal_()
     model.save_pretrained(folder)
     return folder
+
+
+def sentencepiece_tokenizer() -> Tokenizer:
+    """A tokenizer of Llama 2's kind: blanks as '▁', the first one dropped, unknown characters as bytes."""
+    tokens = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "a",
+        "b",
+        "▁a",
+        "▁ab",
+        "北",
+    ]
+    merges = [("▁", "a"), ("▁a", "b")]
+    inner = Tokenizer(
+        models.BPE(
+            {token: i for i, token in enumerate(tokens)},
+            merges,
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    inner.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    inner.add_special_tokens(["</s>"])
+    return inner

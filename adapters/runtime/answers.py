@@ -112,7 +112,8 @@ class Answers:
         assert self._decode is not None
         finder = self._stops.get(active.row.row_id)
         if finder is None:
-            finder = self._stops[active.row.row_id] = StopFinder(generation.stop, self._decode)
+            finder = StopFinder(generation.stop, self._decode, generation.context)
+            self._stops[active.row.row_id] = finder
         return finder.feed(active.generated[-1:])
 
     def _score(self, done: Pass, rows: list[int]) -> Iterator[tuple[Active, Outcome]]:

@@ -13,11 +13,12 @@ class StopFinder:
     Args:
         stops: none of them empty.
         decode: gives the text of token ids, as the answer's reader will decode them.
+        context: tokens that it will read them behind.
     """
 
-    def __init__(self, stops: Sequence[str], decode: Decode) -> None:
+    def __init__(self, stops: Sequence[str], decode: Decode, context: Sequence[int] = ()) -> None:
         self._stops = stops
-        self._detokenizer = Detokenizer(decode)
+        self._detokenizer = Detokenizer(decode, context)
         self._num_kept = max(map(len, stops), default=1) - 1
         self._tail = ""
 

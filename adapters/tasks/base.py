@@ -72,7 +72,8 @@ class Encoded:
     ``read`` is the range of tokens that the answer can lie in, ``offsets`` their places in the source
     text, [start, end) in code points. Where words are tagged, ``offsets`` are the words' places and
     ``first_tokens`` the token that each begins with, None for a word that has none left. Where text is
-    written, ``stop`` are the strings that end it, and ``logprobs`` tells whether to report them.
+    written, ``stop`` are the strings that end it, ``logprobs`` tells whether to report them, and ``context`` are
+    tokens that the text is read behind where it goes on with a prompt, for many decoders drop a text's first blank.
     ``no_answer`` is the token outside ``read`` that stands for there being no answer in the row; None: there
     always is one.
     """
@@ -84,6 +85,7 @@ class Encoded:
     first_tokens: list[int | None] = field(default_factory=list)
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    context: tuple[int, ...] = ()
     no_answer: int | None = None
 
 
@@ -127,7 +129,7 @@ class Generation:
     """How to generate: up to ``max_new_tokens``, ending at one of ``end_ids`` or of the ``stop`` strings.
 
     ``num_logprobs``: how many of the likeliest tokens to report beside each chosen one; None reports nothing.
-    ``stream``: hand tokens over as they are made, not only at the end.
+    ``stream``: hand tokens over as they are made, not only at the end. ``context``: as of `Encoded`.
     """
 
     max_new_tokens: int
@@ -136,6 +138,7 @@ class Generation:
     stop: tuple[str, ...] = ()
     num_logprobs: int | None = None
     stream: bool = False
+    context: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

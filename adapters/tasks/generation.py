@@ -165,7 +165,12 @@ class WritingTask(
         return parameters.max_new_tokens or self.options.max_new_tokens
 
     def label(self, tokenizer: Tokenizer, encoded: Encoded, target: TargetT) -> Labelled:
-        completion = tokenizer.encode(self.completion(target), add_special=False).ids
+        text, context = self.completion(target), encoded.context
+        completion = (
+            tokenizer.encode_behind(context, text)
+            if context
+            else tokenizer.encode(text, add_special=False).ids
+        )
         labels = [*completion, tokenizer.end_ids[0]]
         return Labelled(encoded.token_ids + labels, labels)
 
@@ -181,7 +186,8 @@ class WritingTask(
     def postprocess(
         self, tokenizer: Tokenizer, request: RequestT, encoded: Encoded, output: RowOutput
     ) -> dict[str, Any]:
-        whole = tokenizer.decode(output.token_ids)
+        before = tokenizer.decode(encoded.context)
+        whole = tokenizer.decode([*encoded.context, *output.token_ids])[len(before) :]
         text = cut_at_stop(whole, encoded.stop)
         answer: dict[str, Any] = {
             self.answer_field: self.clean(text),

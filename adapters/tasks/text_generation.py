@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from adapters.tasks.base import Prompt, Strict
-from adapters.tasks.generation import GenerationOptions, WritingTask
+from adapters.tasks.base import Encoded, Prompt, Strict
+from adapters.tasks.generation import GenerationOptions, GenerationParameters, WritingTask
 from adapters.tasks.metrics import Tally, completion_tally
 from adapters.tasks.prompts import Message, conversation_prompt
 from adapters.tokenizer import Tokenizer
@@ -65,6 +66,18 @@ class TextGeneration(
             return Prompt(text, 0, len(text))
         *before, last = request.messages or [Message.model_construct(role="user", content=text)]
         return conversation_prompt(tokenizer, [*before, last.model_copy(update={"content": text})])
+
+    def encode(
+        self,
+        tokenizer: Tokenizer,
+        request: TextGenerationRequest,
+        parameters: GenerationParameters,
+        max_tokens: int,
+    ) -> Encoded:
+        encoded = super().encode(tokenizer, request, parameters, max_tokens)
+        # Behind a text that is closed, another begins: the answer of an encoder-decoder.
+        goes_on = request.messages is None and not self.options.chat and not tokenizer.closes_texts
+        return replace(encoded, context=tokenizer.context) if goes_on else encoded
 
     def completion(self, target: TextGenerationTarget) -> str:
         return target.completion

@@ -3,12 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as Inner
-from tokenizers import decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from adapters.text_stream import BROKEN, Detokenizer, StreamText, cut_at_stop
 from adapters.tokenizer import Tokenizer
+from tests.tiny import sentencepiece_tokenizer
 
 TEXT = st.text(
     st.one_of(st.sampled_from("ab 北é😀\ufffd"), st.characters(codec="utf-8")), max_size=80
@@ -18,40 +17,7 @@ STOP = st.text(st.sampled_from("ab 北é😀"), min_size=1, max_size=4)
 
 @pytest.fixture(scope="module")
 def sentencepiece():
-    """A tokenizer of Llama 2's kind: blanks as '▁', the first one dropped, unknown characters as bytes."""
-    tokens = [
-        "<unk>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        "▁",
-        "a",
-        "b",
-        "▁a",
-        "▁ab",
-        "北",
-    ]
-    merges = [("▁", "a"), ("▁a", "b")]
-    inner = Inner(
-        models.BPE(
-            {token: i for i, token in enumerate(tokens)},
-            merges,
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    inner.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    inner.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    inner.add_special_tokens(["</s>"])
-    return inner
+    return sentencepiece_tokenizer()
 
 
 @pytest.fixture(scope="module")

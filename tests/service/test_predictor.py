@@ -45,6 +45,23 @@ def predictor(tmp_path_factory, decoder_spec, decoder_tokenizer):
     return Predictor(registry, decoder_tokenizer, decoder_spec, 4096)
 
 
+GOES_ON = get_task("text-generation", {"chat": False, "max_new_tokens": 8})
+
+
+def test_a_text_that_is_gone_on_with_is_read_behind_some_other(
+    predictor, decoder_tokenizer, decoder_spec, tmp_path
+):
+    save_bundle(tmp_path / "story", decoder_spec, GOES_ON)
+    predictor._registry.create_version("story", tmp_path / "story")
+    prepared = predictor.prepare_stream(PredictItem(adapter="story", input="Once"))
+    assert prepared.rows[0].generation.context == decoder_tokenizer.context
+    text = predictor.stream_text(prepared)
+    ids = decoder_tokenizer.encode(" upon", add_special=False).ids
+    assert text.feed(ids) + text.finish() == " upon"
+    asked = predictor.prepare_stream(PredictItem(adapter="chat", input="Once"))
+    assert asked.rows[0].generation.context == ()
+
+
 BARE = [name for name in TASKS if name != "answers"]
 
 

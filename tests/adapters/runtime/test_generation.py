@@ -50,6 +50,22 @@ def test_a_stop_string_ends_a_row_though_it_spans_tokens(writer, decoder_tokeniz
     assert stop not in decoder_tokenizer.decode(output.token_ids[:-1])
 
 
+def test_a_stop_string_is_found_in_the_text_as_it_is_read_behind_its_context(
+    decoder_spec, decoder_tokenizer, bundles
+):
+    backbone = load_backbone(decoder_spec, "float32", fuse=True)
+
+    def decode(token_ids):  # of the tokens' numbers, the first one's blank dropped
+        return "".join(f" {token_id}" for token_id in token_ids).removeprefix(" ")
+
+    engine = Engine(backbone, lambda name: bundles / name, decode=decode)
+    first = engine.run([row(decoder_tokenizer, "a")])[0].output.token_ids[0]
+    stop = f" {first}"
+    context = tuple(decoder_tokenizer.context)
+    output = engine.run([row(decoder_tokenizer, "a", stop=(stop,), context=context)])[0].output
+    assert output.token_ids == (first,)
+
+
 def test_stop_strings_need_a_tokenizer(engine, decoder_tokenizer):
     with pytest.raises(InvalidRequest, match="stop"):
         engine.submit(row(decoder_tokenizer, "a", stop=("x",)))

@@ -1,12 +1,18 @@
 """Text generation: prompts and conversations in the backbone's own form, and what is learned from them."""
 
+import copy
+
 import pytest
 from pydantic import ValidationError
+from transformers import PreTrainedTokenizerFast
 
 from adapters.errors import TextTooLong
 from adapters.tasks.base import RowOutput
 from adapters.tasks.catalog import get_task, task_class
+from adapters.text_stream import StreamText
+from adapters.tokenizer import Tokenizer
 from adapters.validation import first_problem
+from tests.tiny import sentencepiece_tokenizer
 
 CLASS = task_class("text-generation")
 TASK = get_task("text-generation", {"max_new_tokens": 8})
@@ -113,3 +119,56 @@ def test_a_wrong_request_is_refused_with_what_is_wrong(value, said):
 def test_a_wrong_target_is_refused(value):
     with pytest.raises(ValidationError):
         CLASS.Target.model_validate(value)
+
+
+@pytest.fixture(scope="module")
+def stock():
+    """A tokenizer of Llama 2's kind, as transformers loads it."""
+    return PreTrainedTokenizerFast(tokenizer_object=sentencepiece_tokenizer(), eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def llama(stock):
+    return Tokenizer(copy.deepcopy(stock), [stock.eos_token_id])
+
+
+GOES_ON = get_task("text-generation", {"chat": False, "max_new_tokens": 8})
+CONTINUATIONS = [" ab", "  ab", "ab", "b", " b a", "\n ab", "北 a", "é", " é", "\n", " "]
+
+
+@pytest.mark.parametrize("prompt", ["b", "a b", "北", "é\n"])
+@pytest.mark.parametrize("text", CONTINUATIONS)
+def test_a_continuation_is_what_transformers_adds_to_the_prompt(prompt, text, stock, llama):
+    whole = stock(prompt + text, add_special_tokens=False)["input_ids"]
+    encoded = encode(llama, GOES_ON, prompt=prompt)
+    assert whole[: len(encoded.token_ids)] == encoded.token_ids
+    ids = tuple(whole[len(encoded.token_ids) :])
+    expected = stock.decode(whole)[len(stock.decode(encoded.token_ids)) :]
+    output = RowOutput(None, ids, "length")
+    request = CLASS.Request(prompt=prompt)
+    assert GOES_ON.postprocess(llama, request, encoded, output)["text"] == expected == text
+    stream = StreamText(llama.decode, (), encoded.context)
+    assert "".join([*(stream.feed([each]) for each in ids), stream.finish()]) == text
+
+
+@pytest.mark.parametrize("text", [text for text in CONTINUATIONS if text.strip()])
+def test_what_is_learned_to_go_on_with_is_read_back(text, llama, decoder_tokenizer):
+    for tokenizer in (llama, decoder_tokenizer):
+        encoded = encode(tokenizer, GOES_ON, prompt="a b")
+        labels = GOES_ON.label(tokenizer, encoded, CLASS.Target(completion=text)).labels
+        assert tokenizer.decode([*encoded.token_ids, *labels]) == "a b" + text
+        output = RowOutput(None, tuple(labels), "stop")
+        request = CLASS.Request(prompt="a b")
+        assert GOES_ON.postprocess(tokenizer, request, encoded, output)["text"] == text
+
+
+def test_an_answer_in_a_conversation_has_no_blank_of_the_tokenizers_own(llama):
+    asked = encode(llama, prompt="a")
+    labels = TASK.label(llama, asked, CLASS.Target(completion="ab")).labels
+    answer = TASK.postprocess(llama, None, asked, RowOutput(None, tuple(labels), "stop"))
+    assert answer["text"] == "ab"
+
+
+def test_what_starts_anew_behind_its_prompt_goes_on_with_nothing(encoder_tokenizer):
+    assert encoder_tokenizer.closes_texts
+    assert encode(encoder_tokenizer, GOES_ON, prompt="Ada").context == ()

@@ -133,8 +133,12 @@ def _limits(settings: Settings, backbone: Backbone) -> EngineLimits:
     limits, room = limits_of(settings, backbone.device.type), memory_room()
     if room is None or backbone.device.type != "cpu":
         return limits
+    from adapters.runtime.families import past_bytes
+
     vocabulary, itemsize = int(backbone.config.vocab_size), backbone.dtype.itemsize
-    return fit_limits(limits, room, backbone.spec, vocabulary, itemsize)
+    longest = min(settings.max_row_tokens, backbone.spec.max_tokens)
+    past = past_bytes(backbone, longest)
+    return fit_limits(limits, room, backbone.spec, vocabulary, itemsize, past)
 
 
 def limits_of(settings: Settings, device_type: str) -> EngineLimits:

@@ -31,16 +31,22 @@ def memory_room(root: Path = Path("/")) -> int | None:
 
 
 def fit_limits(
-    limits: EngineLimits, room: int, backbone: BackboneSpec, vocabulary: int, itemsize: int
+    limits: EngineLimits,
+    room: int,
+    backbone: BackboneSpec,
+    vocabulary: int,
+    itemsize: int,
+    past_bytes: int = 0,
 ) -> EngineLimits:
     """Return bounds that fit into ``room`` bytes: half for keys and values, a quarter for each tier of adapters.
 
-    What a step computes with is left out first.
+    What a step computes with is left out first, ``past_bytes`` for reading what came before among it.
 
     Raises:
         EnvironmentProblem: hardly anything would be left.
     """
-    left = room - room // _SPARE - step_bytes(limits, backbone, vocabulary, itemsize)
+    taken = step_bytes(limits, backbone, vocabulary, itemsize) + past_bytes
+    left = room - room // _SPARE - taken
     if left < _LEAST_BYTES:
         raise EnvironmentProblem(
             f"Beside the backbone '{room}' bytes of memory are left, which is too little to serve with. Allow the "

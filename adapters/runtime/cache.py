@@ -26,6 +26,9 @@ from adapters.runtime.spans import (
     join_spans,
 )
 
+# That reading the past by torch may take at a time on a CPU, unless a row alone takes more.
+READ_BYTES = 64 * 2**20
+
 
 class KeyValueCache:
     """A pool of blocks per layer. A row reserves every block it can ever need, so it never runs dry midway.
@@ -36,6 +39,7 @@ class KeyValueCache:
     Args:
         size_bytes: bound of all layers together; memory is touched only where rows write.
         kernels: compiled kernels, for attention to the past; None uses torch alone.
+        most_read: cells that torch gathers at a time, of several rows; no bound if None.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class KeyValueCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         kernels: Kernels | None = None,
+        most_read: int | None = None,
     ) -> None:
         self.block_bytes = 2 * num_layers * num_heads * head_size * dtype.itemsize * BLOCK
         self.num_blocks = max(1, size_bytes // self.block_bytes)
@@ -57,6 +62,7 @@ class KeyValueCache:
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.kernels = kernels
+        self.most_read = most_read
         self._free = list(range(self.num_blocks - 1, -1, -1))
         self._holders = [0] * self.num_blocks
 
@@ -103,7 +109,19 @@ def build_cache(
         dtype=backbone.dtype,
         device=backbone.device,
         kernels=kernels,
+        # A GPU's memory is not shared with anything, and it does with a large batch what a small one takes.
+        most_read=READ_BYTES // read_cell_bytes(backbone)
+        if backbone.device.type == "cpu"
+        else None,
     )
+
+
+def read_cell_bytes(backbone: Backbone) -> int:
+    """Return the bytes that a cell takes as torch reads it, of one layer: keys and values are gathered, the library's
+    own attention puts new ones behind them, and repeats them for all query heads.
+    """
+    num_heads, num_kv_heads, head_size = head_shape(backbone.config)
+    return 2 * (2 * num_kv_heads + num_heads) * head_size * backbone.dtype.itemsize
 
 
 def head_shape(config: Any) -> tuple[int, int, int]:
@@ -216,7 +234,7 @@ def _reads(cache: KeyValueCache, decoding: list[Extent]) -> Iterator[Reads]:
         blocks_BN = _table(decoding, torch.int32)
         yield Reads(len(decoding), blocks_BN, torch.tensor(lengths, dtype=torch.int32))
     elif cache.kernels is None:
-        for first, stop in alike(lengths, PAST_FLOOR):
+        for first, stop in alike(lengths, PAST_FLOOR, cache.most_read):
             yield _padded_reads(cache, decoding[first:stop])
 
 

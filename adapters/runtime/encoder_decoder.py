@@ -42,7 +42,8 @@ class EncoderDecoderForward:
         """Return the hidden states of each part: the decoder's newest for a row that generates, else the encoder's."""
         ordered: list[Part] = []
         hidden: list[Tensor] = []
-        for batch in by_past([part for part in parts if part.active.num_done]):
+        going_on = [part for part in parts if part.active.num_done]
+        for batch in by_past(going_on, self._cache.most_read):
             ordered += batch
             hidden += self._go_on(batch)
         for batch in by_length([part for part in parts if not part.active.num_done]):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from adapters.backbone import Backbone
 from adapters.runtime.bank import Bank
-from adapters.runtime.cache import KeyValueCache
+from adapters.runtime.cache import READ_BYTES, KeyValueCache, head_shape, read_cell_bytes
 from adapters.runtime.encoder_decoder import EncoderDecoderForward
 from adapters.runtime.forward import PackedForward
 from adapters.runtime.graphs import DecodeGraphs
-from adapters.runtime.kernels import Kernels
+from adapters.runtime.kernels import Kernels, fits, fits_attention, load_kernels
 from adapters.runtime.padded import PaddedForward
 from adapters.runtime.replay import CallRecorder
 
@@ -47,3 +47,16 @@ def _graphs(
     if kernels is None:
         return None
     return DecodeGraphs(backbone, bank, cache, CallRecorder(kernels), kernels)
+
+
+def past_bytes(backbone: Backbone, row_tokens: int) -> int:
+    """Return what a pass takes at most to read the past of rows of so many tokens; 0 where kernels read it in place."""
+    is_read_in_place = (
+        backbone.is_packed
+        and fits(backbone.dtype, backbone.device)
+        and fits_attention(*head_shape(backbone.config))
+        and load_kernels() is not None
+    )
+    if is_read_in_place or backbone.spec.family == "encoder":
+        return 0
+    return max(READ_BYTES, row_tokens * read_cell_bytes(backbone))

@@ -35,7 +35,7 @@ class PaddedForward:
         """Return the hidden states of each part; the rows' keys and values are then in the cache."""
         ordered: list[Part] = []
         hidden: list[Tensor] = []
-        for batch in batches(parts):
+        for batch in batches(parts, self._cache.most_read if self._cache is not None else None):
             ordered += batch
             hidden += self._run(batch)
         bounds = [0, *itertools.accumulate(len(hidden_TD) for hidden_TD in hidden)]
@@ -90,9 +90,10 @@ def _past(part: Part) -> Extent:
     return Extent(part.active.blocks, 0, part.active.num_done)
 
 
-def batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
+def batches(parts: Sequence[Part], most_read: int | None) -> Iterator[list[Part]]:
     """Yield parts that may share a padded batch: no gap may come between a row's past and its new tokens."""
-    yield from by_past([part for part in parts if part.active.num_done and part.num_new == 1])
+    decoding = [part for part in parts if part.active.num_done and part.num_new == 1]
+    yield from by_past(decoding, most_read)
     for part in parts:
         if part.active.num_done and part.num_new > 1:
             yield [part]
@@ -106,10 +107,14 @@ def by_length(parts: Sequence[Part]) -> Iterator[list[Part]]:
         yield ordered[first:stop]
 
 
-def by_past(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Yield decoding rows, those of similar past together: all would read as much as the longest of them."""
+def by_past(parts: Sequence[Part], most_read: int | None) -> Iterator[list[Part]]:
+    """Yield decoding rows, those of similar past together: all would read as much as the longest of them.
+
+    Args:
+        most_read: cells that several rows may read at a time; no bound if None.
+    """
     ordered = sorted(parts, key=lambda part: part.active.num_done)
-    for first, stop in alike([part.active.num_done for part in ordered], PAST_FLOOR):
+    for first, stop in alike([part.active.num_done for part in ordered], PAST_FLOOR, most_read):
         yield ordered[first:stop]
 
 

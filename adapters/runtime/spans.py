@@ -68,11 +68,21 @@ def join_spans(spans: Sequence[Span]) -> Spans | None:
     )
 
 
-def alike(lengths: Sequence[int], floor: int = GROUP_FLOOR) -> list[tuple[int, int]]:
-    """Return ranges of ascending lengths: those that are padded together, to the longest of them."""
+def alike(
+    lengths: Sequence[int], floor: int = GROUP_FLOOR, most: int | None = None
+) -> list[tuple[int, int]]:
+    """Return ranges of ascending lengths: those that are padded together, to the longest of them.
+
+    Args:
+        most: of what a range of several may come to, padding and all.
+    """
     ranges, first = [], 0
     for i in range(1, len(lengths) + 1):
-        if i == len(lengths) or lengths[i] > max(floor, GROUP_SPREAD * lengths[first]):
+        if (
+            i == len(lengths)
+            or lengths[i] > max(floor, GROUP_SPREAD * lengths[first])
+            or (most is not None and (i + 1 - first) * lengths[i] > most)
+        ):
             ranges.append((first, i))
             first = i
     return ranges

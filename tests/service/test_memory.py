@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapters.backbone import load_backbone
 from adapters.errors import EnvironmentProblem
+from adapters.runtime import families
+from adapters.runtime.cache import READ_BYTES
 from adapters.runtime.limits import EngineLimits
 from service.memory import fit_limits, memory_room, step_bytes
 
@@ -96,3 +99,25 @@ def test_all_bounds_together_stay_below_the_room(room, asked, decoder_spec):
 def test_too_little_memory_is_told_at_the_start(decoder_spec):
     with pytest.raises(EnvironmentProblem, match="'20000000' bytes"):
         fit_limits(EngineLimits(), 20_000_000, decoder_spec, 400, 4)
+
+
+def test_reading_the_past_by_torch_is_counted(decoder_spec, monkeypatch):
+    limits, room = EngineLimits(step_tokens=64), 600 * MB
+    without = fit_limits(limits, room, decoder_spec, 400, 4)
+    counted = fit_limits(limits, room, decoder_spec, 400, 4, past_bytes=200 * MB)
+    assert counted.cache_bytes == without.cache_bytes - 100 * MB
+    packed = load_backbone(decoder_spec, "float32")
+    cell_bytes = 2 * (2 * 2 + 4) * 8 * 4  # keys and values of two heads, twice, and of four
+    with monkeypatch.context() as patch:
+        patch.setattr(families, "load_kernels", lambda: None)
+        assert families.past_bytes(packed, 100) == READ_BYTES
+        assert families.past_bytes(packed, 10**6) == 10**6 * cell_bytes
+    monkeypatch.setattr(families, "load_kernels", object)
+    assert families.past_bytes(packed, 10**6) == 0
+    padded = load_backbone(decoder_spec, "float32", is_packed=False)
+    assert families.past_bytes(padded, 100) == READ_BYTES
+
+
+def test_an_encoder_reads_no_past(encoder_spec):
+    padded = load_backbone(encoder_spec, "float32", is_packed=False)
+    assert families.past_bytes(padded, 10**6) == 0

@@ -129,18 +129,45 @@ def test_nor_do_packed_ones_by_torch_alone(decoder_spec, monkeypatch):
     assert cells_read(decoder_spec, True, monkeypatch) < 2 * (240 + 15 * 20)
 
 
+def test_what_rows_read_at_a_time_is_bounded(spec, monkeypatch):
+    is_bounded_alike(spec, False, monkeypatch)
+
+
+def test_so_is_what_packed_ones_read_by_torch_alone(decoder_spec, monkeypatch):
+    is_bounded_alike(decoder_spec, True, monkeypatch)
+
+
+def is_bounded_alike(spec, is_packed, monkeypatch):
+    """Assert that no read takes more than its bound, or than a row alone, and that the answers are those without."""
+    lengths = [*[30] * 8, 120]
+    free, answers = read_by_rows(spec, is_packed, monkeypatch, lengths)
+    cell_bytes = cache.read_cell_bytes(load_backbone(spec, "float32", is_packed=is_packed))
+    monkeypatch.setattr(cache, "READ_BYTES", 100 * cell_bytes)
+    bounded, same = read_by_rows(spec, is_packed, monkeypatch, lengths)
+    assert max(free) >= 8 * 30
+    assert {count for count in bounded if count > 100} <= {120, 121, 122}  # the long row by itself
+    assert max(count for count in bounded if count < 120) > 50
+    assert same == answers
+
+
 def cells_read(spec, is_packed, monkeypatch):
     """Return how many cells of the cache two steps read, of fifteen short rows beside a long one."""
+    return sum(read_by_rows(spec, is_packed, monkeypatch, [240, *[9] * 15])[0])
+
+
+def read_by_rows(spec, is_packed, monkeypatch, lengths):
+    """Return how many cells each read of two steps takes, and the tokens that rows of such lengths are answered."""
     backbone = load_backbone(spec, "float32", is_packed=is_packed)
     engine = Engine(backbone, lambda digest: None, use_kernels=False)
-    for i, length in enumerate([240, *[9] * 15]):
-        engine.submit(Row(f"row-{i}", [5] * length, None, Generation(3, ())))
-    engine.step()
-    cells = note_cells(monkeypatch)
-    while not engine.is_idle:
-        engine.step()
+    for i, length in enumerate(lengths):
+        engine.submit(Row(f"row-{i}", [5 + i] * length, None, Generation(3, ())))
+    done = engine.step()
+    with monkeypatch.context() as patch:
+        cells = note_cells(patch)
+        while not engine.is_idle:
+            done += engine.step()
     assert cells
-    return sum(cells)
+    return cells, {each.row_id: each.output.token_ids for each in done}
 
 
 def note_cells(monkeypatch):

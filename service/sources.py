@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,7 @@ from adapters.errors import InvalidRequest, NotFound, TooLarge
 from adapters.storage import telling_store
 
 _READ_BYTES = 2**20
+_LOGIN = re.compile(r"://.*@")
 
 
 def fetch_source(url: str, trusted: Sequence[str], folder: Path, max_bytes: int) -> None:
@@ -73,8 +75,9 @@ def _open_trusted(url: str, trusted: Sequence[str]) -> tuple[Any, str]:
             fs, root = fsspec.url_to_fs(url)
             if "file" not in fs.protocol or _lies_in(Path(root), Path(_path_of(prefix))):
                 return fs, str(root).rstrip("/")
+    told = ", ".join(_LOGIN.sub("://", each) for each in trusted)
     raise InvalidRequest(
-        f"'{url[:200]}' does not lie under a URL that this server trusts: {', '.join(trusted)}.",
+        f"'{url[:200]}' does not lie under a URL that this server trusts: {told}.",
         param="url",
     )
 
@@ -83,7 +86,10 @@ def _is_under(url: str, prefix: str) -> bool:
     rest = url.removeprefix(prefix.rstrip("/") + "/")
     parts = rest.split("/")
     # "::" chains file systems in fsspec; a query or an escape may mean another path than it seems to.
-    is_plain = not any(mark in rest for mark in ("::", "?", "#", "%", "\\", "\0"))
+    # And what can't be seen is left out by clients of HTTP, which may leave two dots side by side.
+    is_plain = rest.isprintable() and not any(
+        mark in rest for mark in ("::", "?", "#", "%", "\\", "\0")
+    )
     return rest != url and is_plain and not any(part in ("..", ".") for part in parts)
 
 

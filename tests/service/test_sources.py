@@ -1,5 +1,9 @@
 """What a server fetches by itself lies under a URL that it trusts, links included, and is bounded."""
 
+import http.server
+import threading
+from typing import ClassVar
+
 import fsspec
 import pytest
 
@@ -42,6 +46,8 @@ def test_a_remote_store_is_read(folders):
         "{0}/trusted/%2e%2e/other",
         "{0}/trusted/./one",
         "{0}/trusted/one::memory://x",
+        "{0}/trusted/.\t./other",
+        "{0}/trusted/one\n",
         "memory://bundles/one",
         "http://127.0.0.1/x",
         "",
@@ -51,6 +57,41 @@ def test_what_lies_elsewhere_is_refused(folders, path):
     with pytest.raises(InvalidRequest, match="does not lie under"):
         fetch_source(path.format(folders), [f"{folders}/trusted"], folders / "out", 100)
     assert list((folders / "out").iterdir()) == []
+
+
+class Asked(http.server.BaseHTTPRequestHandler):
+    """Notes the paths that are asked for, and has none."""
+
+    paths: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.paths.append(self.path)
+        self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_characters_that_clients_drop_do_not_lead_out_of_a_remote_folder(folders):
+    with http.server.HTTPServer(("127.0.0.1", 0), Asked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        trusted = f"http://127.0.0.1:{server.server_port}/models"
+        for path in (".\t./secret", "a/.\n./.\r./secret", ".\x0b./secret"):
+            with pytest.raises(InvalidRequest, match="does not lie under"):
+                fetch_source(f"{trusted}/{path}", [trusted], folders / "out", 100)
+        with pytest.raises(NotFound):
+            fetch_source(f"{trusted}/two words", [trusted], folders / "out", 100)
+        server.shutdown()
+    assert {path.rstrip("/") for path in Asked.paths} == {"/models/two%20words"}
+
+
+def test_a_login_in_a_trusted_url_is_not_told(folders):
+    trusted = ["https://ada:secret@host/models", "s3://key:se/cr@et@bucket", "/srv/a@b"]
+    with pytest.raises(InvalidRequest, match="does not lie under") as caught:
+        fetch_source("https://elsewhere/x", trusted, folders / "out", 100)
+    assert "https://host/models, s3://bucket, /srv/a@b" in caught.value.message
 
 
 def test_links_do_not_lead_out(folders):

@@ -154,13 +154,8 @@ class Client:
                 if not is_stock or path.name in STOCK_FILES:  # beside a tokenizer and so on
                     tar.add(path, arcname=path.name)
         headers = {"Content-Type": "application/x-tar"}
-        return self._call(
-            "POST",
-            "/v1/adapters",
-            params={"name": name},
-            content=buffer.getvalue(),
-            headers=headers,
-        )
+        given = {"params": {"name": name}, "content": buffer.getvalue(), "headers": headers}
+        return self._call("POST", "/v1/adapters", **given)
 
     def set_alias(
         self, name: str, alias: str, version: int, *, if_revision: int | None = None
@@ -219,7 +214,7 @@ class Client:
             try:
                 with self._stream("GET", path, **options) as response:
                     is_known, away_since = True, 0.0
-                    for line in response.iter_lines():
+                    for line in _lines(response):
                         if line == "data: [DONE]" or (not follow and line.startswith(":")):
                             return
                         if line.startswith("id: "):
@@ -246,14 +241,9 @@ class Client:
             return False
 
     def _predict(self, body: dict[str, Any], timeout_seconds: float | None) -> list[dict[str, Any]]:
-        first = body["adapter"] if "adapter" in body else body["requests"][:1]
-        name = (
-            first
-            if isinstance(first, str)
-            else "".join(str(each.get("adapter", "")) for each in first)
-        )
+        name = body.get("adapter") or [*body.get("requests", []), {}][0].get("adapter", "")
         body = _with_timeout(body, timeout_seconds)
-        options = {"json": body, "headers": _route(name), **self._patience(timeout_seconds)}
+        options = {"json": body, "headers": _route(str(name)), **self._patience(timeout_seconds)}
         answer = self._call("POST", "/v1/predict", is_safe=True, **options)
         predictions: list[dict[str, Any]] = answer["predictions"]
         return predictions
@@ -368,13 +358,21 @@ def _retry_seconds(response: httpx.Response) -> float:
     return min(float(asked), MAX_RETRY_SECONDS) if asked.isdecimal() else 1.0
 
 
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """Yield the lines of a stream of events; httpx's own end at all that Unicode knows as a line's end, as in texts."""
+    rest = b""
+    for chunk in response.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode() for line in lines)
+
+
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    for line in response.iter_lines():
+    for line in _lines(response):
         if not line.startswith("data: "):
             continue
         event: dict[str, Any] = json.loads(line.removeprefix("data: "))
         if "error" in event:
-            raise ClientError(response.status_code, **event["error"])
+            raise _error(response.status_code, event["error"], line)
         yield event
         if event.get("done"):
             return
@@ -389,9 +387,12 @@ def _body(response: httpx.Response) -> dict[str, Any]:
     if response.is_success and isinstance(body, dict):
         return body
     error = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(error, dict):
-        error = {
-            "code": "unavailable" if response.status_code == BAD_GATEWAY else "http_error",
-            "message": f"HTTP {response.status_code}: {response.text[:200]}",
-        }
-    raise ClientError(response.status_code, error["code"], error["message"], error.get("param"))
+    raise _error(response.status_code, error, response.text)
+
+
+def _error(status: int, error: Any, said: str) -> ClientError:
+    """Return an error in the server's words, or in ours for what something between it and us said."""
+    if isinstance(error, dict) and {"code", "message"} <= error.keys():
+        return ClientError(status, error["code"], error["message"], error.get("param"))
+    code = "unavailable" if status == BAD_GATEWAY else "http_error"
+    return ClientError(status, code, f"HTTP {status}: {said[:200]}")

@@ -278,3 +278,33 @@ def test_a_name_is_a_name_whatever_is_in_it(name):
     (url,) = asked
     assert (url.path, url.query) == (f"/v1/adapters/{name}", b"")
     assert url.raw_path.count(b"/") == 3
+
+
+STRANGE_ENDS = "a\u2028b\x85c\u2029d\x1ce\r\nf"
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_streamed_text_may_hold_what_unicode_ends_lines_with(size):
+    told = [{"delta": STRANGE_ENDS}, {"text": STRANGE_ENDS, "done": True}]
+    sent = "".join(f"data: {json.dumps(each, ensure_ascii=False)}\n\n" for each in told).encode()
+    pieces = [sent[i : i + size] for i in range(0, len(sent), size)]
+    client, _ = client_of([httpx.Response(200, content=iter(pieces))])
+    assert list(client.predict_stream("x", "a")) == told
+
+
+def test_so_may_an_event_of_a_job():
+    body = json.dumps({"message": STRANGE_ENDS}, ensure_ascii=False)
+    client, _ = follower_of([httpx.Response(200, text=f"id: 1\ndata: {body}\n\ndata: [DONE]\n\n")])
+    assert list(client.job_events("job")) == [{"message": STRANGE_ENDS}]
+
+
+@pytest.mark.parametrize("error", [{"message": "no upstream"}, {}, "no upstream", None])
+def test_an_error_in_another_form_than_the_servers_is_told_as_it_is(error):
+    client, _ = client_of([httpx.Response(502, json={"error": error})])
+    with pytest.raises(ClientError, match="HTTP 502") as caught:
+        client.predict("x", "a")
+    assert caught.value.code == "unavailable"
+    client, _ = client_of([events({"error": error or {}})])
+    with pytest.raises(ClientError) as caught:
+        list(client.predict_stream("x", "a"))
+    assert caught.value.code == "http_error"

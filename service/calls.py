@@ -113,7 +113,7 @@ class Call:
             DeadlineExceeded: the engine did not answer in time, not even to say so.
         """
         try:
-            async with asyncio.timeout(self._patience()):
+            async with asyncio.timeout(self.seconds_left(_GRACE_SECONDS)):
                 reply = await self._replies.get()
         except TimeoutError:
             raise DeadlineExceeded(
@@ -123,10 +123,11 @@ class Call:
             raise reply
         return reply
 
-    def _patience(self) -> float | None:
+    def seconds_left(self, grace_seconds: float) -> float | None:
+        """Return the time until so long after the latest deadline of the rows; None if they have none."""
         if self._deadline is None:
             return None
-        return max(0.0, self._deadline + _GRACE_SECONDS - time.monotonic())
+        return max(0.0, self._deadline + grace_seconds - time.monotonic())
 
     def close(self) -> None:
         if self._calls.forget(self) and self._rows and self.line is not None:

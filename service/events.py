@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -16,9 +18,13 @@ from service.errors import error_body
 from service.threads import in_quick_thread
 from service.wire import Reply, RowParts, RowsDone
 
+logger = logging.getLogger(__name__)
+# After a call's deadline, for its last events to be read; the engine's last word comes 3 s after it at the latest.
+_READ_SECONDS = 10.0
+
 
 class EventStream(StreamingResponse):
-    """Sends events, and closes the call they come from however the client goes."""
+    """Sends events, and closes the call they come from however the client goes, or stays without reading."""
 
     media_type = "text/event-stream"
 
@@ -29,7 +35,12 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout(self._call.seconds_left(_READ_SECONDS)):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            logger.warning(
+                "A client did not read its stream in the time of its call; it is cut off."
+            )
         finally:
             self._call.close()
 

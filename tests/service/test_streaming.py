@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from fastapi import FastAPI
 
+import service.events
 from adapters.errors import InvalidRequest, NotFound
 from adapters.runtime.rows import Row
 from adapters.tasks.base import Generation
@@ -98,8 +99,8 @@ class Site:
         add_error_handlers(self.app)
         self.app.add_middleware(Gatekeeper, 10**6, self.traffic)
 
-    async def post(self, body, *, leave_after=None):
-        """Return status, headers and body; the client leaves after so many messages of the answer."""
+    async def post(self, body, *, leave_after=None, stall_after=None):
+        """Return status, headers and body; the client leaves, or reads no further, after so many messages."""
         sent, asked, left = [], False, asyncio.Event()
 
         async def receive():
@@ -114,6 +115,8 @@ class Site:
             sent.append(message)
             if len(sent) == leave_after:
                 left.set()
+            if len(sent) == stall_after:
+                await asyncio.Event().wait()
 
         if leave_after == 0:
             left.set()
@@ -240,6 +243,19 @@ def test_a_client_that_goes_away_frees_its_row(site, stream, num_steps, leave_af
 
     asyncio.run(scenario())
     assert here.home.engines[0].stats.steps == num_steps
+    assert here.traffic.num_requests == 0
+
+
+def test_a_client_that_does_not_read_is_cut_off_after_the_time_of_its_call(site, monkeypatch):
+    monkeypatch.setattr(service.events, "_READ_SECONDS", -1e9)
+    here = site()
+
+    async def scenario():
+        async with asyncio.timeout(60):
+            await here.post(asking("hello " * 9), stall_after=2)
+        assert not here.home.calls._calls
+
+    asyncio.run(scenario())
     assert here.traffic.num_requests == 0
 
 

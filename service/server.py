@@ -27,6 +27,7 @@ from adapters.packaged import PACKAGED, packaged_folder, prepare_packaged
 from adapters.tokenizer import load_tokenizer
 from service.access.guard import Guard
 from service.access.keys import Keys
+from service.access.pages import LocalPages
 from service.calls import EngineCalls
 from service.errors import add_error_handlers
 from service.inference import API_PATH, EngineApi
@@ -213,6 +214,8 @@ def build_server(settings: Settings) -> Server:
     add_error_handlers(server.app)
     if settings.needs_keys:
         server.app.add_middleware(Guard, state.keys)
+    elif not settings.allow_no_keys:
+        server.app.add_middleware(LocalPages)
     server.app.add_middleware(Gatekeeper, settings.max_body_bytes, traffic)
     return server
 

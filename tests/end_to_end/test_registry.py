@@ -239,3 +239,9 @@ def test_a_version_swapped_under_load_loses_nothing(client, server, bundles):
     assert swap.checks == dict.fromkeys(swap.checks, True)
     assert (swap.failed, swap.old_version, swap.new_version) == (0, 1, 2)
     assert swap.sent > 20
+
+
+def test_a_web_page_of_elsewhere_uploads_nothing(client, bundles):
+    page = {"Origin": "https://evil.example", "Content-Type": "text/plain"}
+    answer = client._http.post("/v1/adapters?name=evil", content=b"", headers=page)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")

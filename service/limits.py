@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from adapters.errors import HeadstockError, InvalidRequest, TooLarge, Unavailable
 from service.errors import error_response, internal_error
@@ -100,6 +101,8 @@ class Gatekeeper:
             await self._app(scope, counted, watched)
             if too_large is not None:
                 raise too_large
+        except ClientDisconnect:  # while it sent its body; nobody is left to be told
+            return
         except Exception as error:
             if has_begun:
                 raise

@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import tracemalloc
 
 import pytest
 import torch
@@ -117,3 +118,20 @@ def test_digests_are_plain_sha256(tmp_path):
     number = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
     assert (file_digest(tmp_path / "f"), canonical_digest(1)) == (abc, number)
     assert canonical_digest({"b": 1, "a": "é"}) == canonical_digest({"a": "é", "b": 1})
+
+
+def test_a_file_of_very_many_tensors_is_refused_before_they_are_listed(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    entry = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = b"{" + b",".join(entry % i for i in range(150_000)) + b"}"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidBundle, match="list of tensors"):
+            read_tensors(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(header)
+    finally:
+        tracemalloc.stop()
+    path.write_bytes(struct.pack("<Q", 2**60) + header)
+    with pytest.raises(InvalidBundle, match="not a safetensors file"):
+        read_tensors(path)

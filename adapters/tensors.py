@@ -25,7 +25,7 @@ _MOST_HEADER = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class RawTensor:
-    """A tensor as it lies in the file: safetensors' dtype name, shape, little-endian bytes."""
+    """A tensor as it lies in the file: safetensors' dtype name, shape, little-endian bytes, which nobody changes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,13 +50,14 @@ def read_tensors(path: Path) -> dict[str, RawTensor]:
     Raises:
         InvalidBundle: the file is not safetensors, or holds something other than 16/32-bit floats.
     """
-    content = path.read_bytes()
-    if _MOST_HEADER < int.from_bytes(content[:8], "little") <= len(content):
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if _MOST_HEADER < length <= path.stat().st_size:
         raise InvalidBundle(
             f"The list of tensors in '{path.name}' is longer than {_MOST_HEADER} bytes, which no adapter's is."
         )
     try:
-        raw = deserialize(content)
+        raw = deserialize(path.read_bytes())
     except SafetensorError as error:
         raise InvalidBundle(
             f"'{path.name}' is not a safetensors file ({error}). Save the weights with "

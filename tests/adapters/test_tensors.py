@@ -135,3 +135,16 @@ def test_a_file_of_very_many_tensors_is_refused_before_they_are_listed(tmp_path)
     path.write_bytes(struct.pack("<Q", 2**60) + header)
     with pytest.raises(InvalidBundle, match="not a safetensors file"):
         read_tensors(path)
+
+
+def test_a_file_is_never_in_memory_more_than_twice(tmp_path):
+    path = saved(tmp_path, x=torch.zeros(2**20), y=torch.ones(2**20))
+    tracemalloc.start()
+    try:
+        tensors = read_tensors(path)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert {name: len(raw.data) for name, raw in tensors.items()} == {"x": 2**22, "y": 2**22}
+    assert kept < 1.1 * 2**23
+    assert most < 2.1 * 2**23

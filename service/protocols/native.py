@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from pydantic import Field, model_validator
 
 from adapters.errors import HeadstockError, InvalidRequest
@@ -15,6 +16,11 @@ from service.errors import error_body, error_response
 
 # No task has as many; each row gets a copy, and a list of all that is wrong with them.
 MOST_PARAMETERS = 64
+_AS_STARLETTE: dict[str, Any] = {
+    "ensure_ascii": False,
+    "allow_nan": False,
+    "separators": (",", ":"),
+}
 Parameters = Annotated[dict[str, Any], Field(max_length=MOST_PARAMETERS)]
 
 
@@ -91,8 +97,11 @@ def check_rows(num_rows: int, num_items: int, max_rows: int) -> None:
         )
 
 
-def answer(results: Sequence[dict[str, Any] | HeadstockError]) -> JSONResponse:
-    """Return the predictions in order; with an error's status only if all rows failed."""
+def answer(results: Sequence[dict[str, Any] | HeadstockError]) -> Response:
+    """Return the predictions in order; with an error's status only if all rows failed.
+
+    To be called in a thread: log-probabilities of many rows come to tens of megabytes.
+    """
     predictions = [
         {"error": error_body(result)} if isinstance(result, HeadstockError) else result
         for result in results
@@ -100,4 +109,6 @@ def answer(results: Sequence[dict[str, Any] | HeadstockError]) -> JSONResponse:
     errors = [result for result in results if isinstance(result, HeadstockError)]
     if len(errors) == len(results):
         return error_response(errors[0], predictions=predictions)
-    return JSONResponse({"predictions": predictions})
+    # Each by itself, for nothing else runs while one is written out.
+    written = [json.dumps(each, **_AS_STARLETTE) for each in predictions]
+    return Response(f'{{"predictions":[{",".join(written)}]}}', media_type="application/json")

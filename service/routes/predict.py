@@ -50,7 +50,7 @@ def predict_router(predictor: Predictor, calls: EngineCalls, settings: Settings)
                 native.check_rows(num_rows, len(items), settings.max_rows_per_call)
                 return await _answers(predictor, call, prepared)
 
-        return native.answer(await unless_gone(request, answers()))
+        return await in_quick_thread(native.answer, await unless_gone(request, answers()))
 
     @router.get("/stats")
     async def stats() -> EngineStats:

@@ -17,6 +17,7 @@ from adapters.text_stream import StreamText
 from service.errors import add_error_handlers
 from service.limits import Gatekeeper, Traffic
 from service.predictor import Prepared
+from service.protocols import native
 from service.routes.predict import predict_router
 from service.settings import Settings
 from tests.engines import EchoEngine, Household
@@ -298,6 +299,20 @@ def test_a_call_that_takes_another_round_may_finish_it_while_the_server_drains(s
     here = site(predictor=TwoRounds(between=drain))
     status, _, text = asyncio.run(here.post({"adapter": "a", "inputs": ["hello"]}))
     assert (status, json.loads(text)["predictions"][0]["text"]) == (200, "hello")
+
+
+def test_a_large_answer_is_not_written_out_on_the_event_loop(site, monkeypatch):
+    threads, real = [], native.answer
+
+    def answer(results):
+        threads.append(threading.current_thread().name)
+        return real(results)
+
+    monkeypatch.setattr(native, "answer", answer)
+    status, headers, text = asyncio.run(site().post({"adapter": "a", "inputs": "naïve 😀"}))
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert text == '{"predictions":[{"text":"naïve 😀"}]}'
+    assert [name.partition("_")[0] for name in threads] == ["quick"]
 
 
 def test_a_draining_server_refuses_before_it_reads_the_body(site):

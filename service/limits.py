@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from adapters.errors import HeadstockError, InvalidRequest, TooLarge, Unavailable
 from service.errors import error_response, internal_error
@@ -19,6 +20,7 @@ _LOOK_SECONDS = 0.02
 # Marks of lists, objects and keys, in texts too, are at most one in so many of the bytes that a body may have. An empty
 # list takes two bytes, and of Python 60 and a fifth of a microsecond, in which nothing else is answered.
 _A_MARK, _LEAST_MARKS = 16, 4096
+_MOST_KEPT = 2**19  # bytes of a head, which may come with the end of a body in one piece
 UPLOAD_PATHS = (
     "/v1/adapters",
     "/v1/files",
@@ -45,6 +47,30 @@ def wait_while(is_so: Callable[[], bool], timeout_seconds: float) -> bool:
             return False
         time.sleep(_LOOK_SECONDS)
     return True
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP without heads that have no end: its parser keeps a line, a header or a trailer until it is whole."""
+
+    _num_kept = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._num_kept += len(data)
+        super().data_received(data)
+        if self._num_kept > _MOST_KEPT and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too long.")
+
+    def on_headers_complete(self) -> None:
+        self._num_kept = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_kept = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_kept = 0
+        super().on_message_complete()
 
 
 class Gatekeeper:

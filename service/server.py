@@ -37,7 +37,7 @@ from service.jobs.intake import Intake
 from service.jobs.webhooks import Webhooks
 from service.launchers.catalog import set_up_launchers
 from service.lifeline import live_and_die_with_parent
-from service.limits import Gatekeeper, Traffic, wait_while
+from service.limits import BoundedProtocol, Gatekeeper, Traffic, wait_while
 from service.opening import check_store, open_state
 from service.predictor import Predictor
 from service.routes.adapters import adapters_router
@@ -149,7 +149,8 @@ class Server(ls.LitServer):
     ) -> dict[int, Any]:
         """Start the API's thread; LitServe's way keeps no hold of what is to be told to end."""
         # In its lifespan LitServe would listen for replies.
-        config = uvicorn.Config(self.app, port=port, log_level=log_level, lifespan="off", **more)
+        more |= {"lifespan": "off", "http": BoundedProtocol}
+        config = uvicorn.Config(self.app, port=port, log_level=log_level, **more)
         self._http = Http(config)
         threading.Thread(target=self._http.run, args=(sockets,), name="api", daemon=True).start()
         self.has_started = True

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from adapters.errors import HeadstockError, InvalidRequest, TooLarge, Unavailable
+from adapters.errors import HeadstockError, InvalidRequest, Overloaded, TooLarge, Unavailable
 from service.errors import error_response, internal_error
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ _LOOK_SECONDS = 0.02
 # list takes two bytes, and of Python 60 and a fifth of a microsecond, in which nothing else is answered.
 _A_MARK, _LEAST_MARKS = 16, 4096
 _MOST_KEPT = 2**19  # bytes of a head, which may come with the end of a body in one piece
+# Bodies of the most bytes that all requests may hold together; one that is small is let in beside them.
+_MOST_BODIES, _SMALL_BODY = 16, 2**16
 UPLOAD_PATHS = (
     "/v1/adapters",
     "/v1/files",
@@ -29,9 +31,13 @@ UPLOAD_PATHS = (
 
 @dataclass(slots=True)
 class Traffic:
-    """How many requests are being answered, and whether more are let in; written on the event loop, read anywhere."""
+    """How many requests are being answered, with how long bodies, and whether more are let in.
+
+    Written on the event loop, read anywhere.
+    """
 
     num_requests: int = 0
+    num_body_bytes: int = 0
     is_draining: bool = False
 
     def wait_until_idle(self, timeout_seconds: float) -> bool:
@@ -102,37 +108,53 @@ class Gatekeeper:
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         has_begun = False
-        too_large: TooLarge | None = None
+        refusal: HeadstockError | None = None
         size = num_marks = 0
 
         async def counted() -> Any:
-            nonlocal size, num_marks, too_large
+            nonlocal size, num_marks, refusal
             message = await receive()
             if scope["path"] in UPLOAD_PATHS:
                 return message
             body = message.get("body", b"")
             size += len(body)
             num_marks += sum(body.count(mark) for mark in (b"[", b"{", b":"))
-            if too_large := _excess(size, num_marks, self._max_body_bytes):
-                raise too_large
+            self._traffic.num_body_bytes += len(body)
+            refusal = _excess(size, num_marks, self._max_body_bytes) or self._crowd(size)
+            if refusal is not None:
+                raise refusal
             return message
 
         async def watched(message: Any) -> None:
             nonlocal has_begun
-            if too_large is None:  # FastAPI words it its own way, as a body that can't be parsed
+            if refusal is None:  # FastAPI words it its own way, as a body that can't be parsed
                 has_begun = True
                 await send(message)
 
         try:
             await self._app(scope, counted, watched)
-            if too_large is not None:
-                raise too_large
+            if refusal is not None:
+                raise refusal
         except ClientDisconnect:  # while it sent its body; nobody is left to be told
             return
         except Exception as error:
             if has_begun:
                 raise
             await _response_to(error)(scope, receive, send)
+        finally:
+            self._traffic.num_body_bytes -= size
+
+    def _crowd(self, size: int) -> Overloaded | None:
+        """Return what is wrong with a body for the others that are held; with a small one nothing ever is."""
+        if (
+            size <= _SMALL_BODY
+            or self._traffic.num_body_bytes <= _MOST_BODIES * self._max_body_bytes
+        ):
+            return None
+        return Overloaded(
+            f"Bodies of '{self._traffic.num_body_bytes}' bytes are being read and answered, as much as this server "
+            "takes. Try again after the time in Retry-After, or send less in one call."
+        )
 
 
 def _response_to(error: Exception) -> JSONResponse:

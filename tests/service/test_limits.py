@@ -112,3 +112,43 @@ def test_a_head_may_come_right_behind_a_body(address):
         connection.sendall(body * 3 + HEAD + b"Connection: close\r\nContent-Length: 0\r\n\r\n")
         answers = b"".join(iter(lambda: connection.recv(2**16), b""))
     assert answers.count(b"200 OK") == 4
+
+
+def test_bodies_together_are_bounded_and_small_ones_always_let_in():
+    app, traffic, go = FastAPI(), Traffic(), asyncio.Event()
+
+    @app.post("/")
+    async def take(request: Request) -> int:
+        size = len(await request.body())
+        await go.wait()
+        return size
+
+    add_error_handlers(app)
+    most = 10**6
+    app.add_middleware(Gatekeeper, most, traffic)
+
+    async def scenario():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def send(size):
+                return await client.post("/", content=b"a" * size)
+
+            held = [asyncio.create_task(send(most)) for _ in range(16)]
+            while traffic.num_body_bytes < 16 * most:
+                await asyncio.sleep(0)
+            refused = await send(2**16 + 1)
+            small = asyncio.create_task(send(2**16))
+            while traffic.num_requests < 17:
+                await asyncio.sleep(0)
+            assert traffic.num_body_bytes == 16 * most + 2**16
+            go.set()
+            answers = await asyncio.gather(*held, small)
+            return refused, [each.json() for each in answers], await send(most)
+
+    refused, answered, later = asyncio.run(scenario())
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert refused.json()["error"]["code"] == "overloaded"
+    assert answered == [most] * 16 + [2**16]
+    assert later.json() == most
+    assert traffic.num_body_bytes == 0

@@ -162,7 +162,7 @@ def _run(config: RunConfig, out: Path, home: Path, log: EventLog) -> RunResult |
     _silence_libraries()
     bound_caches()
     with log.stage("data", "Reading the data"):
-        inputs = read_inputs(config, log)
+        inputs = read_inputs(config, log, out / CHECKPOINT_NAME)
     try:
         with many_imports():
             from training.run import Run  # torch, transformers and peft load only now

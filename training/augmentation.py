@@ -27,18 +27,27 @@ _SECONDS = 600.0
 
 
 def augmented(
-    train: Sequence[Example], settings: AugmentationSettings, translate: Translate | None = None
+    train: Sequence[Example], settings: AugmentationSettings, returned: Sequence[str] = ()
 ) -> list[Example]:
     """Return the copies that the settings ask for; those that came out like their row are left out.
 
     A copy depends on its row, the rows it takes words from, and the seed; not on the rows' order.
 
     Args:
-        translate: for back-translation; by the settings' server, if None.
+        returned: what `translated` gave for these rows.
 
     Raises:
-        InvalidRequest: the task's answers would not survive the change, or the server does not translate.
+        InvalidRequest: the task's answers would not survive the change.
     """
+    check_changeable(train)
+    copies = list(_word_copies(train, settings))
+    if settings.back_translation is not None:
+        copies += _close_copies(train, returned, settings.back_translation.min_chrf)
+    return copies
+
+
+def check_changeable(train: Sequence[Example]) -> None:
+    """Raise `InvalidRequest` if the task's answers would not survive a changed text."""
     for example in train:
         if not isinstance(example.request, TextRequest):
             raise InvalidRequest(
@@ -46,11 +55,6 @@ def augmented(
                 "elsewhere the answer is made of the text's own words. Leave it unset.",
                 param="data.augmentation",
             )
-    copies = list(_word_copies(train, settings))
-    if settings.back_translation is not None:
-        translate = translate or _server(settings.back_translation.url)
-        copies += back_translated(train, settings.back_translation, translate)
-    return copies
 
 
 def _word_copies(train: Sequence[Example], settings: AugmentationSettings) -> Iterator[Example]:
@@ -70,26 +74,44 @@ def _word_copies(train: Sequence[Example], settings: AugmentationSettings) -> It
                 yield from _changed(example, [change(text, rng) for text in _texts(example)])
 
 
-def back_translated(
-    train: Sequence[Example], settings: BackTranslationSettings, translate: Translate
+def translated(
+    train: Sequence[Example],
+    settings: BackTranslationSettings,
+    translate: Translate | None = None,
+) -> list[str]:
+    """Return all texts of the rows, one after the other, as they come back from another language.
+
+    Args:
+        translate: by the settings' server, if None.
+
+    Raises:
+        InvalidRequest: the task's answers would not survive the change, or the server does not translate.
+    """
+    check_changeable(train)
+    translate = translate or _server(settings.url)
+    texts = [text for example in train for text in _texts(example)]
+    return translate(settings.back, translate(settings.there, texts))
+
+
+def _close_copies(
+    train: Sequence[Example], returned: Sequence[str], min_chrf: float
 ) -> list[Example]:
-    """Return rows whose texts went into another language and came back close enough, but not the same.
+    """Return rows whose texts came back close enough, but not the same.
 
     Close means a chrF (Popović 2015; sacrebleu) to the text of ``min_chrf`` at least.
     """
     # Here: a run must be able to begin without it, to tell that it is missing.
     from sacrebleu.metrics import CHRF
 
-    texts = [text for example in train for text in _texts(example)]
-    returned = iter(translate(settings.back, translate(settings.there, texts)))
+    texts = iter(returned)
     chrf, copies = CHRF(), []
     for example in train:
         before = _texts(example)
-        after = list(islice(returned, len(before)))
+        after = list(islice(texts, len(before)))
         scores = [
             chrf.sentence_score(new, [old]).score for new, old in zip(after, before, strict=True)
         ]
-        if min(scores) >= settings.min_chrf:
+        if min(scores) >= min_chrf:
             copies += _changed(example, after)
     return copies
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapters.errors import InvalidRequest
+from training.kept import TRANSLATIONS, as_bytes
 
 Score = tuple[float, ...]  # compared from the left; more is better
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -47,17 +48,22 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: FitState,
     run_digest: str,
+    translations: Sequence[str] = (),
 ) -> None:
     """Write the state between two steps, replacing an older one at once.
 
     Args:
         run_digest: of the config and the data; only the same run may go on from here.
+        translations: to be had again from `kept_translations`.
     """
     tensors = {f"best/{name}": tensor for name, tensor in state.best.items()}
     for name, parameter in named.items():
         tensors[f"weight/{name}"] = parameter.detach()
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}/{name}"] = value
+    if translations:
+        text = bytearray(as_bytes(translations))
+        tensors[TRANSLATIONS] = torch.frombuffer(text, dtype=torch.uint8)
     part = path.with_suffix(".part")
     save_file(
         {k: v.contiguous() for k, v in tensors.items()},

@@ -47,6 +47,7 @@ class Fit:
     Args:
         rate: the highest learning rate.
         run_digest: of config and data; only the same run goes on from a checkpoint.
+        translations: to be kept with it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Fit:
         *,
         checkpoint: Path,
         run_digest: str,
+        translations: Sequence[str] = (),
         world: World | None = None,
         hooks: Hooks | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class Fit:
         self._steps = [batches[i : i + size] for i in range(0, len(batches), size)]
         self._checkpoint = checkpoint
         self._run_digest = run_digest
+        self._translations = translations
         self._world = world or World(trainee.backbone.device)
         self.hooks = hooks or Hooks()
         self._named = trainee.parameters()
@@ -138,7 +141,12 @@ class Fit:
     def _save(self) -> None:
         if self._world.rank == 0:
             save_checkpoint(
-                self._checkpoint, self._named, self._optimizer, self._state, self._run_digest
+                self._checkpoint,
+                self._named,
+                self._optimizer,
+                self._state,
+                self._run_digest,
+                self._translations,
             )
         self._saved = time.monotonic()
 

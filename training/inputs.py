@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from adapters.device import DeviceName
 from adapters.errors import InvalidRequest
 from adapters.imports import many_imports
 from adapters.tasks.catalog import AnyTask, get_task, task_class
-from training.augmentation import augmented
+from training.augmentation import augmented, translated
 from training.class_weights import balanced
-from training.contract import AugmentationSettings, EventKind, RunConfig
+from training.contract import DataSettings, EventKind, RunConfig
 from training.data import Example, fingerprint, load_examples
 from training.events import EventLog
 from training.findings import Report
 from training.gate import check_data
+from training.kept import kept_translations
 from training.splits import Splits
 
 
@@ -25,7 +26,7 @@ class Inputs:
     """A run's examples, and the task set up as far as config and data decide it.
 
     ``task`` is None where a bundle decides it: one to evaluate, or a parent to go on from. ``train`` holds augmented
-    copies as well, ``splits`` what the files hold.
+    copies as well, ``splits`` what the files hold. ``translations`` are the texts of back-translation, if any.
     """
 
     task: AnyTask | None
@@ -34,6 +35,7 @@ class Inputs:
     test: list[Example]
     report: Report
     splits: Splits
+    translations: list[str] = field(default_factory=list)
 
     def fingerprints(self) -> dict[str, str]:
         """Return a SHA-256 of each split as the files hold it, and of the training rows with their copies."""
@@ -43,8 +45,11 @@ class Inputs:
         return prints
 
 
-def read_inputs(config: RunConfig, log: EventLog) -> Inputs:
+def read_inputs(config: RunConfig, log: EventLog, checkpoint: Path) -> Inputs:
     """Read a run's files and check them; warnings go to the log.
+
+    Args:
+        checkpoint: where the run's is, if it goes on: texts that a server translated are in it.
 
     Raises:
         InvalidRequest: the config names no such task or file, or a task option is wrong.
@@ -59,13 +64,15 @@ def read_inputs(config: RunConfig, log: EventLog) -> Inputs:
     checked.report.validate_data()
     splits = checked.splits
     task = _task(config, cls, splits.train)
+    translations = _translations(splits.train, config, checkpoint)
     return Inputs(
         task,
-        _prepared(splits.train, config, log),
+        _prepared(splits.train, config.data, translations, log),
         splits.validation,
         splits.test,
         checked.report,
         splits,
+        translations,
     )
 
 
@@ -79,27 +86,35 @@ def _test_only(config: RunConfig) -> Inputs:
     return Inputs(None, [], [], rows, Report(task=config.task), Splits([], [], rows))
 
 
-def _prepared(train: list[Example], config: RunConfig, log: EventLog) -> list[Example]:
+def _prepared(
+    train: list[Example], data: DataSettings, translations: list[str], log: EventLog
+) -> list[Example]:
     """Return the training rows with their copies and weights."""
-    data = config.data
     if data.augmentation:
-        copies = _copies(train, data.augmentation, config.device)
+        copies = augmented(train, data.augmentation, translations)
         log.emit(EventKind.STAGE, f"Added {len(copies)} changed copies", stage="augmentation")
         train = train + copies
     return balanced(train) if data.class_weights == "balanced" else train
 
 
-def _copies(
-    train: list[Example], settings: AugmentationSettings, device: DeviceName
-) -> list[Example]:
-    """Return changed copies, the same in all processes of a fit: a server need not translate twice alike."""
-    if settings.back_translation is None or os.environ.get("WORLD_SIZE", "1") == "1":
-        return augmented(train, settings)
+def _translations(train: list[Example], config: RunConfig, checkpoint: Path) -> list[str]:
+    """Return the texts as they come back from another language, the same in all processes of a fit and whenever it
+    goes on: a server need not translate twice alike.
+    """
+    settings = config.data.augmentation and config.data.augmentation.back_translation
+    if not settings:
+        return []
+
+    def ask() -> list[str]:
+        return kept_translations(checkpoint) or translated(train, settings)
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ask()
     with many_imports():
         import torch
 
         from training.world import World
-    return World(torch.device(device)).once(lambda: augmented(train, settings))
+    return World(torch.device(config.device)).once(ask)
 
 
 def _task(config: RunConfig, cls: type[AnyTask], train: list[Example]) -> AnyTask | None:

@@ -248,6 +248,7 @@ class Run:
             plan.learning_rate,
             checkpoint=self.out / CHECKPOINT_NAME,
             run_digest=self._digest(setup, rows, batches),
+            translations=self.inputs.translations,
             world=world,
         )
         fit.hooks = Hooks(

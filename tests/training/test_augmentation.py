@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from adapters.errors import InvalidRequest
 from adapters.tasks.catalog import task_class
-from training.augmentation import augmented, delete_words, replace_words, swap_words
+from training.augmentation import augmented, delete_words, replace_words, swap_words, translated
 from training.class_weights import balanced
 from training.contract import AugmentationSettings, BackTranslationSettings
 from training.data import Example
@@ -79,7 +79,8 @@ def test_what_comes_back_too_different_or_the_same_is_left_out():
     settings = AugmentationSettings(
         back_translation=BackTranslationSettings(there="there", back="back", min_chrf=30)
     )
-    (copy,) = augmented(rows(*returned), settings, translate)
+    texts = translated(rows(*returned), settings.back_translation, translate)
+    (copy,) = augmented(rows(*returned), settings, texts)
     assert (copy.request.text, copy.target.label) == ("a nice film about old friends", "a")
     assert asked == ["there", "back"]
 
@@ -112,7 +113,8 @@ def test_translations_come_from_a_servers_adapters():
         def run(there):
             back = BackTranslationSettings(url=url, there=there, back="back")
             train = rows(*(f"a good film {i}" for i in range(70)))
-            return augmented(train, AugmentationSettings(back_translation=back))
+            settings = AugmentationSettings(back_translation=back)
+            return augmented(train, settings, translated(train, back))
 
         assert [copy.request.text for copy in run("there")][:2] == [
             "a good film 0 again",

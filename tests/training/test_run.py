@@ -127,6 +127,19 @@ def test_sigterm_saves_a_checkpoint_and_the_same_run_goes_on_wherever_its_files_
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
+def test_a_run_that_goes_on_has_the_translations_it_began_with(tmp_path, config, translator):
+    """The server gives others each time, as after its adapter has changed."""
+    url, calls = translator
+    back = {"there": "en-de", "back": "de-en", "url": url}
+    config["data"]["augmentation"] = {"back_translation": back}
+    config["fit"]["epochs"] = 400
+    assert stop_in("fit", tmp_path, config) == ExitCode.PAUSED
+    done = run(tmp_path, config)
+    assert done.returncode == ExitCode.DONE, done.stderr
+    assert calls == ["en-de", "de-en"]
+    assert any("changed copies" in event.message for event in events(tmp_path))
+
+
 @pytest.mark.parametrize("stage", ["backbone", "test before"])
 def test_sigterm_anywhere_else_pauses_too(tmp_path, config, stage):
     assert stop_in(stage, tmp_path, config) == ExitCode.PAUSED

@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 
 from adapters.bundle import ALLOWED_FILES
-from adapters.errors import InvalidRequest, NotFound, TooLarge
+from adapters.errors import EnvironmentProblem, InvalidRequest, NotFound, TooLarge
 from adapters.storage import telling_store
 
 _READ_BYTES = 2**20
@@ -31,6 +31,7 @@ def fetch_source(url: str, trusted: Sequence[str], folder: Path, max_bytes: int)
         NotFound: nothing is there.
         TooLarge: the files are larger than ``max_bytes`` in all.
         Unavailable: what is to be asked there does not answer, or refuses.
+        EnvironmentProblem: what such a URL needs is not installed.
     """
     with telling_store(url):
         fs, root = _open_trusted(url, trusted)
@@ -62,6 +63,16 @@ def _sizes(fs: Any, root: str, url: str) -> dict[str, int]:
         raise NotFound(f"There is no folder '{url}'. Check the path.", param="url") from error
 
 
+def _file_system(url: str) -> tuple[Any, str]:
+    try:
+        return fsspec.url_to_fs(url)
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"'{url[:200]}' can't be fetched by this server: {error}. Install 'headstock[cluster]' there, which has "
+            "what https:// and s3:// need."
+        ) from error
+
+
 def _open_trusted(url: str, trusted: Sequence[str]) -> tuple[Any, str]:
     """Return the file system and path of a URL that lies under a trusted one."""
     if not trusted:
@@ -72,7 +83,7 @@ def _open_trusted(url: str, trusted: Sequence[str]) -> tuple[Any, str]:
         )
     for prefix in trusted:
         if _is_under(url, prefix):
-            fs, root = fsspec.url_to_fs(url)
+            fs, root = _file_system(url)
             if "file" not in fs.protocol or _lies_in(Path(root), Path(_path_of(prefix))):
                 return fs, str(root).rstrip("/")
     told = ", ".join(_LOGIN.sub("://", each) for each in trusted)

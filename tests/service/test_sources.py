@@ -7,7 +7,7 @@ from typing import ClassVar
 import fsspec
 import pytest
 
-from adapters.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from adapters.errors import EnvironmentProblem, InvalidRequest, NotFound, TooLarge, Unavailable
 from service.sources import fetch_source
 
 
@@ -74,17 +74,27 @@ class Asked(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_characters_that_clients_drop_do_not_lead_out_of_a_remote_folder(folders):
+@pytest.mark.parametrize("path", [".\t./secret", "a/.\n./.\r./secret", ".\x0b./secret"])
+def test_characters_that_clients_drop_do_not_lead_out_of_a_remote_folder(folders, path):
+    trusted = "http://127.0.0.1:9/models"
+    with pytest.raises(InvalidRequest, match="does not lie under"):
+        fetch_source(f"{trusted}/{path}", [trusted], folders / "out", 100)
+
+
+def test_blanks_in_a_remote_folders_name_are_its_own(folders):
+    pytest.importorskip("aiohttp", reason="aiohttp, of headstock[cluster], is not installed here")
     with http.server.HTTPServer(("127.0.0.1", 0), Asked) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         trusted = f"http://127.0.0.1:{server.server_port}/models"
-        for path in (".\t./secret", "a/.\n./.\r./secret", ".\x0b./secret"):
-            with pytest.raises(InvalidRequest, match="does not lie under"):
-                fetch_source(f"{trusted}/{path}", [trusted], folders / "out", 100)
         with pytest.raises(NotFound):
             fetch_source(f"{trusted}/two words", [trusted], folders / "out", 100)
         server.shutdown()
     assert {path.rstrip("/") for path in Asked.paths} == {"/models/two%20words"}
+
+
+def test_a_kind_of_url_that_needs_a_package_is_told_with_it(folders):
+    with pytest.raises(EnvironmentProblem, match=r"headstock\[cluster\]"):
+        fetch_source("gs://bucket/one", ["gs://bucket"], folders / "out", 100)
 
 
 def test_a_login_in_a_trusted_url_is_not_told(folders):

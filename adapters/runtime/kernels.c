@@ -167,8 +167,17 @@ static inline void write_lanes(void *to, vec x) { /* as store_bf16 */
 }
 #endif
 
-static inline void ask_for(const void *start, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)start + i, 0, 3);
+/* Memory that is read next, asked for piece by piece while something else is computed. */
+struct ahead { const char *at, *end; int64_t piece; };
+
+static inline struct ahead ahead_of(int64_t address, int64_t bytes, int64_t pieces) {
+    const char *start = (const char *)address;
+    return (struct ahead){start, start + bytes, (bytes / pieces + 64) / 64 * 64};
+}
+
+static inline void ask_for_piece(struct ahead *ahead) {
+    const char *stop = ahead->at + ahead->piece < ahead->end ? ahead->at + ahead->piece : ahead->end;
+    for (; ahead->at < stop; ahead->at += 64) __builtin_prefetch(ahead->at, 0, 3);
 }
 
 static inline float load_bf16(bf16 x) {

@@ -29,22 +29,26 @@ static inline __attribute__((always_inline)) vec NAME(dot)(const TYPE *x, const 
     return sum;
 }
 
-/* low = A x, each token by itself. */
+/* low = A x, each token by itself. Meanwhile memory is asked for what comes next. */
 static void NAME(shrink)(const TYPE *x, int64_t x_stride, int num_tokens, int64_t inputs, const TYPE *a, int rank,
-                         float *low) {
+                         float *low, struct ahead ahead) {
     for (int t = 0; t < num_tokens; t++)
         for (int first = 0; first < rank; first += LANES) {
             vec products[LANES], *sums = (vec *)(low + t * MAX_RANK + first);
-            for (int r = 0; r < LANES; r++)
+            for (int r = 0; r < LANES; r++) {
+                if (t == 0 && first + r < rank) ask_for_piece(&ahead);
                 products[r] = first + r < rank ? NAME(dot)(x + t * x_stride, a + (first + r) * inputs, inputs) : (vec){0};
+            }
             *sums = sums_of(products);
         }
 }
 
 /* out += B low. Inlined, so that the number of tokens is known. */
 static inline __attribute__((always_inline)) void NAME(expand)(const float *low, int num_tokens, const TYPE *b, int rank,
-                                                               int64_t outputs, TYPE *out, int64_t out_stride) {
+                                                               int64_t outputs, TYPE *out, int64_t out_stride,
+                                                               struct ahead ahead) {
     for (int64_t o = 0; o < outputs; o += VECTORS * LANES) {
+        ask_for_piece(&ahead);
         vec sums[TILE][VECTORS] = {{{0}}};
         for (int r = 0; r < rank; r++) {
             vec w[VECTORS];
@@ -73,21 +77,23 @@ void NAME(lora)(const TYPE *x, int64_t x_stride, int64_t inputs, TYPE *out, int6
         int first = tiles[tile * 3], num_tokens = tiles[tile * 3 + 1];
         if (!num_tokens) continue;
         const int64_t *entry = table + tiles[tile * 3 + 2] * table_stride;
-        int64_t after = tile + 1 < num_tiles ? tiles[tile * 3 + 5] * table_stride : 0;
+        const int64_t *after = table + (tile + 1 < num_tiles ? tiles[tile * 3 + 5] * table_stride : 0);
         float low[TILE * MAX_RANK] __attribute__((aligned(64)));
         TYPE *target = out + first * out_stride;
         for (int64_t m = 0; m < num_modules; target += outputs[m], m++) {
-            const int64_t *next = m + 1 < num_modules ? entry + 3 * (m + 1) : table + after;
             int rank = (int)entry[m * 3 + 2];
             if (!rank) continue;
             const TYPE *a = (const TYPE *)entry[m * 3], *b = (const TYPE *)entry[m * 3 + 1];
-            ask_for(b, rank * outputs[m] * sizeof(TYPE)); /* adapters lie apart: what comes next must be asked for */
-            NAME(shrink)(x + first * x_stride, x_stride, num_tokens, inputs, a, rank, low);
-            ask_for((const void *)next[0], next[2] * inputs * sizeof(TYPE));
-            if (num_tokens == 1) NAME(expand)(low, 1, b, rank, outputs[m], target, out_stride);
-            else if (num_tokens == 2) NAME(expand)(low, 2, b, rank, outputs[m], target, out_stride);
-            else if (num_tokens == 3) NAME(expand)(low, 3, b, rank, outputs[m], target, out_stride);
-            else NAME(expand)(low, TILE, b, rank, outputs[m], target, out_stride);
+            /* Adapters lie apart: what comes next must be asked for. */
+            int64_t later = m + 1 < num_modules ? m + 1 : 0, strips = (outputs[m] + VECTORS * LANES - 1) / (VECTORS * LANES);
+            const int64_t *next = later ? entry + 3 * later : after;
+            struct ahead next_a = ahead_of(next[0], next[2] * inputs * sizeof(TYPE), rank);
+            struct ahead next_b = ahead_of(next[1], next[2] * outputs[later] * sizeof(TYPE), strips);
+            NAME(shrink)(x + first * x_stride, x_stride, num_tokens, inputs, a, rank, low, next_a);
+            if (num_tokens == 1) NAME(expand)(low, 1, b, rank, outputs[m], target, out_stride, next_b);
+            else if (num_tokens == 2) NAME(expand)(low, 2, b, rank, outputs[m], target, out_stride, next_b);
+            else if (num_tokens == 3) NAME(expand)(low, 3, b, rank, outputs[m], target, out_stride, next_b);
+            else NAME(expand)(low, TILE, b, rank, outputs[m], target, out_stride, next_b);
         }
     }
 }

@@ -45,11 +45,11 @@ class Inputs:
         return prints
 
 
-def read_inputs(config: RunConfig, log: EventLog, checkpoint: Path) -> Inputs:
+def read_inputs(config: RunConfig, log: EventLog, checkpoint: Path | None = None) -> Inputs:
     """Read a run's files and check them; warnings go to the log.
 
     Args:
-        checkpoint: where the run's is, if it goes on: texts that a server translated are in it.
+        checkpoint: where the run's is, if it goes on: texts that a server translated are in it; None if it can't.
 
     Raises:
         InvalidRequest: the config names no such task or file, or a task option is wrong.
@@ -97,7 +97,7 @@ def _prepared(
     return balanced(train) if data.class_weights == "balanced" else train
 
 
-def _translations(train: list[Example], config: RunConfig, checkpoint: Path) -> list[str]:
+def _translations(train: list[Example], config: RunConfig, checkpoint: Path | None) -> list[str]:
     """Return the texts as they come back from another language, the same in all processes of a fit and whenever it
     goes on: a server need not translate twice alike.
     """

@@ -17,9 +17,9 @@ def as_bytes(texts: Sequence[str]) -> bytes:
     return json.dumps(texts).encode()
 
 
-def kept_translations(checkpoint: Path) -> list[str]:
+def kept_translations(checkpoint: Path | None) -> list[str]:
     """Return the translations that a checkpoint keeps; none without a checkpoint, or if it has none."""
-    if not checkpoint.is_file():
+    if checkpoint is None or not checkpoint.is_file():
         return []
     with safe_open(checkpoint, framework="np") as file:
         if TRANSLATIONS not in file.keys():  # noqa: SIM118 - it is no dict

@@ -23,7 +23,7 @@ from adapters.runtime.bank import Bank
 from adapters.runtime.cache import CacheView, KeyValueCache
 from adapters.runtime.kernels import Kernels
 from adapters.runtime.pack import Pack
-from adapters.runtime.replay import NotRecordable
+from adapters.runtime.replay import Compute, NotRecordable
 from adapters.runtime.route import KernelRoute, Route
 from adapters.runtime.spans import BLOCK, Reads, blocks_for
 
@@ -34,7 +34,6 @@ _FEWEST_BLOCKS = 8
 _MOST_RECORDINGS = {"cuda": 32, "cpu": 128}  # the least recently used is forgotten
 _TOKEN, _POSITION, _CELL, _LENGTH, _BLOCKS = range(5)  # columns of a recording's input
 
-Compute = Callable[[], Tensor]
 Record = Callable[[Compute], Compute]
 Key = tuple[int, int, bool]  # rows, blocks of a row, whether any has an adapter
 

@@ -136,6 +136,7 @@ class _Replay:
         self._plan = _Plan.of(trace, calls, out)
         self._base = -1
         self._steps = list(self._join(kernels, trace.steps))
+        # Kept, for the calls hold their addresses.
         self._made = [x for x in trace.made if _storage_of(x) not in self._plan.moved]
 
     def __call__(self) -> Tensor:
